@@ -1,0 +1,642 @@
+//! The domain: the one place where allocators, IOTLB, memory and sessions
+//! meet.
+//!
+//! Every operation takes the lock for its decisions and lets go of it for its
+//! copies. What is being copied is *in transit* meanwhile: it belongs to the
+//! request that moves it, and everybody else sees it as absent. A request that
+//! stops half way (an error, a panic) drops a guard that undoes what it had
+//! reached.
+
+mod state;
+#[cfg(test)]
+mod tests;
+mod transit;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use self::state::{DrainJob, State};
+use self::transit::{Draining, Reservation, Syncing};
+use crate::addr::{Iova, IovaRange};
+use crate::alloc::IovaAllocator;
+use crate::aperture::Aperture;
+use crate::batch::{BatchMode, BatchResult, settle};
+use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
+use crate::iotlb::{Entry, Iotlb, Piece, TranslateError};
+use crate::layout::{ApertureKind, Layout};
+use crate::limits::{Quota, QuotaExceeded, Quotas};
+use crate::mapping::{Held, MappingFilter, MappingId, MappingView};
+use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
+use crate::perm::Perm;
+use crate::region::{ClientMemory, RegionError};
+use crate::session::{Attached, Denied, Holdings, JoinError, Role, SessionId};
+use crate::streaming::{MapError, MapSpec, Mapped, SyncError, SyncSpec, UnmapError, UnmapSpec};
+
+/// When bounce memory is zeroed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scrub {
+    /// Before a new mapping can show it.
+    #[default]
+    OnMap,
+    /// Also when it is freed.
+    OnUnmap,
+}
+
+/// One IOVA domain: address plan, memory, and who holds what of it.
+///
+/// All methods may be called from any thread. None of them waits for a client.
+#[derive(Debug)]
+pub struct Domain {
+    layout: Layout,
+    bounce: Option<Aperture>,
+    coherent: Option<Aperture>,
+    /// Guards every decision. Held for bookkeeping only: never across a copy,
+    /// a system call on a client's file, or the end of a client's fd.
+    state: Mutex<State>,
+}
+
+/// What a domain holds at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Attached sessions.
+    pub sessions: usize,
+    /// Streaming mappings, those in transit included.
+    pub streaming: usize,
+    /// Coherent allocations, those in transit included.
+    pub coherent: usize,
+    /// Registered memories.
+    pub memories: usize,
+    /// Bytes of the bounce aperture.
+    pub bounce: Occupancy,
+    /// Bytes of the coherent aperture.
+    pub coherent_aperture: Occupancy,
+    /// Number of the IOTLB's state.
+    pub generation: u64,
+}
+
+/// How full an aperture is. All zero if there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Taken bytes, in whole granules.
+    pub used_bytes: u64,
+    /// Longest free run in bytes: the largest request that would succeed.
+    pub largest_hole_bytes: u64,
+}
+
+/// Why a domain was not closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the domain is in use: {sessions} sessions, {streaming} streaming mappings, \
+     {coherent} coherent allocations, {memories} registered memories"
+)]
+pub struct InUse {
+    /// Attached sessions.
+    pub sessions: usize,
+    /// Streaming mappings.
+    pub streaming: usize,
+    /// Coherent allocations.
+    pub coherent: usize,
+    /// Registered memories.
+    pub memories: usize,
+}
+
+/// What to do with a domain that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// Refuse.
+    IfUnused,
+    /// Close it; its sessions are to be ended.
+    Force,
+}
+
+impl Domain {
+    /// Creates a domain and all its memory.
+    ///
+    /// # Errors
+    /// [`RegionError`] if the memory is not to be had; nothing is left behind.
+    pub fn create(
+        name: &str,
+        layout: Layout,
+        quotas: Quotas,
+        scrub: Scrub,
+    ) -> Result<Domain, RegionError> {
+        let aperture = |kind| {
+            let range = layout.aperture(kind);
+            range
+                .map(|range| Aperture::create(name, kind, range, layout.backing()))
+                .transpose()
+        };
+        let iovas = |kind| {
+            let range = layout.aperture(kind);
+            range.and_then(|range| IovaAllocator::new(range, layout.granule()))
+        };
+        Ok(Domain {
+            layout,
+            bounce: aperture(ApertureKind::Bounce)?,
+            coherent: aperture(ApertureKind::Coherent)?,
+            state: Mutex::new(State {
+                closed: false,
+                quotas,
+                scrub,
+                iotlb: Iotlb::default(),
+                bounce_iovas: iovas(ApertureKind::Bounce),
+                coherent_iovas: iovas(ApertureKind::Coherent),
+                held: BTreeMap::new(),
+                sessions: BTreeMap::new(),
+                memories: BTreeMap::new(),
+                next_mapping: 1,
+                next_memory: 1,
+            }),
+        })
+    }
+
+    /// Its address plan.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// An aperture with its memory, if the domain has it.
+    #[must_use]
+    pub fn aperture(&self, kind: ApertureKind) -> Option<&Aperture> {
+        match kind {
+            ApertureKind::Bounce => self.bounce.as_ref(),
+            ApertureKind::Coherent => self.coherent.as_ref(),
+        }
+    }
+
+    /// A poisoned lock means that a decision stopped half way: the domain
+    /// fails closed, every later call panics too, and nothing is guessed.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("an earlier panic left this domain undecided")
+    }
+
+    fn held_aperture(&self, kind: ApertureKind) -> &Aperture {
+        self.aperture(kind)
+            .expect("what is held lies in an aperture")
+    }
+}
+
+/// Sessions and the memory they register.
+impl Domain {
+    /// Lets a session in; answers the generation that it starts from.
+    ///
+    /// # Errors
+    /// [`JoinError`] if the domain is closed or full.
+    pub fn join(&self, session: SessionId, role: Role) -> Result<u64, JoinError> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(JoinError::DomainClosed);
+        }
+        state.quotas.admit(Quota::Sessions, state.sessions.len())?;
+        let before = state.sessions.insert(session, Attached::new(role));
+        assert!(before.is_none(), "session {session} joins once");
+        Ok(state.iotlb.generation())
+    }
+
+    /// Ends a session and releases all it held, zeroed; nothing is copied
+    /// back. What a call of the session is still copying is released when that
+    /// call comes to its end. Does nothing for a session that is not there.
+    pub fn leave(&self, session: SessionId) {
+        let (abandoned, memories) = {
+            let mut state = self.lock();
+            let Some(attached) = state.sessions.remove(&session) else {
+                return;
+            };
+            let abandoned: Vec<Iova> = attached
+                .mappings
+                .into_iter()
+                .filter(|at| state.abandon(*at))
+                .collect();
+            let memories: Vec<_> = attached
+                .memories
+                .iter()
+                .filter_map(|id| state.memories.remove(id))
+                .collect();
+            (abandoned, memories)
+        };
+        // Closing a client's file may block: outside the lock.
+        drop(memories);
+        self.give_back(&abandoned, true);
+    }
+
+    /// Takes a client's memory into the domain.
+    ///
+    /// # Errors
+    /// [`RegisterError`]; the memory is dropped.
+    pub fn register(
+        &self,
+        session: SessionId,
+        memory: ClientMemory,
+    ) -> Result<MemoryId, RegisterError> {
+        // Declared first, dropped last: a refused file is closed outside the lock.
+        let memory = Arc::new(memory);
+        let mut state = self.lock();
+        state.driver(session)?;
+        state.quotas.admit(Quota::Memories, state.memories.len())?;
+        let id = MemoryId::new(state.next_memory);
+        state.next_memory += 1;
+        state.memories.insert(
+            id,
+            Registered {
+                owner: session,
+                memory: Arc::clone(&memory),
+                mappings: 0,
+            },
+        );
+        state.attached(session).memories.insert(id);
+        Ok(id)
+    }
+
+    /// Gives a registration back.
+    ///
+    /// # Errors
+    /// [`UnregisterError`]; the registration stays.
+    pub fn unregister(&self, session: SessionId, id: MemoryId) -> Result<(), UnregisterError> {
+        let removed = {
+            let mut state = self.lock();
+            state.driver(session)?;
+            let mappings = state.memory_of(session, id)?.mappings;
+            if mappings > 0 {
+                return Err(UnregisterError::InUse { id, mappings });
+            }
+            state.attached(session).memories.remove(&id);
+            state.memories.remove(&id)
+        };
+        drop(removed);
+        Ok(())
+    }
+
+    /// Stops everything new. With [`Close::Force`] it answers the sessions that
+    /// are to be ended; each of them must still [`leave`](Domain::leave).
+    ///
+    /// # Errors
+    /// [`InUse`] for [`Close::IfUnused`] on a domain that is in use.
+    pub fn close(&self, how: Close) -> Result<Vec<SessionId>, InUse> {
+        let mut state = self.lock();
+        let Usage {
+            sessions,
+            streaming,
+            coherent,
+            memories,
+            ..
+        } = state.usage();
+        let unused = sessions + streaming + coherent + memories == 0;
+        if how == Close::IfUnused && !unused {
+            return Err(InUse {
+                sessions,
+                streaming,
+                coherent,
+                memories,
+            });
+        }
+        state.closed = true;
+        Ok(state.sessions.keys().copied().collect())
+    }
+}
+
+/// Streaming mappings.
+impl Domain {
+    /// Bounces buffers: takes iovas, copies in, makes them visible.
+    ///
+    /// # Errors
+    /// The first refused entry of an all-or-nothing batch; nothing is changed.
+    pub fn map(
+        &self,
+        session: SessionId,
+        specs: &[MapSpec],
+        mode: BatchMode,
+    ) -> BatchResult<Mapped, MapError> {
+        let reserved = settle(mode, self.reserve_all(session, specs))?;
+        let filled = settle(
+            mode,
+            reserved
+                .into_iter()
+                .map(|entry| entry.and_then(Reservation::fill))
+                .collect(),
+        )?;
+        settle(mode, self.go_live_all(filled))
+    }
+
+    /// Copies back what flows back, then frees.
+    ///
+    /// # Errors
+    /// The first refused entry of an all-or-nothing batch; all mappings stay.
+    pub fn unmap(
+        &self,
+        session: SessionId,
+        specs: &[UnmapSpec],
+        mode: BatchMode,
+    ) -> BatchResult<u64, UnmapError> {
+        let draining = self.drain_all(session, specs, mode)?;
+        let copied = settle(
+            mode,
+            draining
+                .into_iter()
+                .map(|entry| entry.and_then(Draining::copy_back))
+                .collect(),
+        )?;
+        let scrub = self.lock().scrub == Scrub::OnUnmap;
+        let (answers, ended): (Vec<_>, Vec<_>) = copied
+            .into_iter()
+            .map(|entry| match entry {
+                Ok(draining) => (Ok(draining.bytes_back), Some(draining.end())),
+                Err(refused) => (Err(refused), None),
+            })
+            .unzip();
+        self.give_back(&ended.into_iter().flatten().collect::<Vec<_>>(), scrub);
+        Ok(answers)
+    }
+
+    /// Copies parts of live mappings one way.
+    ///
+    /// # Errors
+    /// The first refused entry of an all-or-nothing batch; then no part was
+    /// copied, unless copying itself failed.
+    pub fn sync(
+        &self,
+        session: SessionId,
+        specs: &[SyncSpec],
+        mode: BatchMode,
+    ) -> BatchResult<(), SyncError> {
+        let checked = {
+            let mut state = self.lock();
+            let checked = specs
+                .iter()
+                .map(|spec| state.check_sync(session, spec))
+                .collect();
+            let checked = settle(mode, checked)?;
+            for entry in checked.iter().flatten() {
+                state.held_mut(entry.at).syncs += 1;
+            }
+            checked
+        };
+        // All of them are guarded before the first is copied.
+        let guarded = checked
+            .into_iter()
+            .map(|entry| entry.map(|job| Syncing { domain: self, job }));
+        let guarded: Vec<_> = guarded.collect();
+        settle(
+            mode,
+            guarded
+                .into_iter()
+                .map(|entry| entry.and_then(|syncing| syncing.copy()))
+                .collect(),
+        )
+    }
+
+    fn reserve_all(
+        &self,
+        session: SessionId,
+        specs: &[MapSpec],
+    ) -> Vec<Result<Reservation<'_>, MapError>> {
+        let reserved: Vec<_> = {
+            let mut state = self.lock();
+            specs
+                .iter()
+                .map(|spec| state.reserve_streaming(&self.layout, session, spec))
+                .collect()
+        };
+        // Guards only from here on: one that is dropped takes the lock.
+        reserved
+            .into_iter()
+            .map(|entry| {
+                entry.map(|job| Reservation {
+                    domain: self,
+                    job,
+                    armed: true,
+                })
+            })
+            .collect()
+    }
+
+    fn go_live_all(
+        &self,
+        filled: Vec<Result<Reservation<'_>, MapError>>,
+    ) -> Vec<Result<Mapped, MapError>> {
+        let outcomes: Vec<_> = {
+            let mut state = self.lock();
+            filled
+                .into_iter()
+                .map(|entry| entry.map(|made| made.go_live(&mut state)))
+                .collect()
+        };
+        // A reservation that did not go live is dropped here, without the lock.
+        let mapped =
+            |(made, live): (Reservation<'_>, Result<(), Denied>)| live.map(|()| made.mapped());
+        outcomes
+            .into_iter()
+            .map(|entry| entry.and_then(|outcome| Ok(mapped(outcome)?)))
+            .collect()
+    }
+
+    fn drain_all(
+        &self,
+        session: SessionId,
+        specs: &[UnmapSpec],
+        mode: BatchMode,
+    ) -> BatchResult<Draining<'_>, UnmapError> {
+        let mut seen = BTreeSet::new();
+        let mut state = self.lock();
+        let check = |spec: &UnmapSpec| match seen.insert(spec.iova) {
+            true => state.check_unmap(session, spec),
+            false => Err(UnmapError::Duplicate { id: spec.id }),
+        };
+        let checked = settle(mode, specs.iter().map(check).collect())?;
+        let drain = |entry: Result<DrainJob, UnmapError>| {
+            entry.map(|job| {
+                state.hide(job.at);
+                Draining {
+                    domain: self,
+                    bytes_back: job.bytes_back,
+                    job,
+                    armed: true,
+                }
+            })
+        };
+        Ok(checked.into_iter().map(drain).collect())
+    }
+
+    /// Frees granules that nobody can see any more, zeroed if asked. Does
+    /// nothing in a domain that has failed: guards call this while a panic
+    /// unwinds, and a second panic would end the process.
+    fn give_back(&self, keys: &[Iova], scrub: bool) {
+        if scrub {
+            let parts: Vec<_> = match self.state.lock() {
+                Ok(state) => keys
+                    .iter()
+                    .map(|at| (state.held[at].aperture(), state.held[at].granules))
+                    .collect(),
+                Err(_) => return,
+            };
+            for (kind, granules) in parts {
+                self.held_aperture(kind).zero(granules);
+            }
+        }
+        let Ok(mut state) = self.state.lock() else {
+            return;
+        };
+        for at in keys {
+            state.release(*at);
+        }
+    }
+}
+
+/// Coherent memory.
+impl Domain {
+    /// Allocates zeroed memory that all sessions see.
+    ///
+    /// # Errors
+    /// [`AllocCoherentError`]; nothing is changed.
+    pub fn alloc_coherent(
+        &self,
+        session: SessionId,
+        spec: &CoherentSpec,
+    ) -> Result<Allocated, AllocCoherentError> {
+        let job = self.lock().reserve_coherent(session, spec)?;
+        let reservation = Reservation {
+            domain: self,
+            job,
+            armed: true,
+        };
+        self.held_aperture(ApertureKind::Coherent)
+            .zero(reservation.job.granules);
+        let (made, live) = reservation.go_live(&mut self.lock());
+        live?;
+        Ok(Allocated {
+            id: made.job.id,
+            range: made.job.visible,
+        })
+    }
+
+    /// Frees one allocation, zeroing it.
+    ///
+    /// # Errors
+    /// [`FreeCoherentError`]; the allocation is as it was.
+    pub fn free_coherent(
+        &self,
+        session: SessionId,
+        iova: Iova,
+        id: MappingId,
+    ) -> Result<(), FreeCoherentError> {
+        {
+            let mut state = self.lock();
+            state.driver(session)?;
+            state.coherent_of(session, iova, id)?;
+            state.hide(iova);
+        }
+        self.give_back(&[iova], true);
+        Ok(())
+    }
+}
+
+/// What everybody may ask.
+impl Domain {
+    /// What the domain holds.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.lock().usage()
+    }
+
+    /// What one session holds; `None` if it is not attached.
+    #[must_use]
+    pub fn holdings(&self, session: SessionId) -> Option<Holdings> {
+        let state = self.lock();
+        let attached = state.sessions.get(&session)?;
+        let streaming = attached
+            .mappings
+            .iter()
+            .filter(|at| state.held[at].bounce().is_some())
+            .count();
+        Some(Holdings {
+            streaming,
+            coherent: attached.mappings.len() - streaming,
+            memories: attached.memories.len(),
+        })
+    }
+
+    /// At most `max` mappings that start at `from` or above, by address.
+    #[must_use]
+    pub fn mappings(&self, filter: MappingFilter, from: Iova, max: usize) -> Vec<MappingView> {
+        let state = self.lock();
+        state
+            .held
+            .range(from..)
+            .map(|(_, held)| held)
+            .filter(|held| filter.admits(held))
+            .take(max)
+            .map(Held::view)
+            .collect()
+    }
+
+    /// At most `max` registered memories from `from` on, by id.
+    #[must_use]
+    pub fn memories(&self, from: MemoryId, max: usize) -> Vec<MemoryView> {
+        let state = self.lock();
+        let view = |(&id, registered): (&MemoryId, &Registered)| MemoryView {
+            id,
+            owner: registered.owner,
+            size_bytes: registered.memory.size_bytes(),
+            writable: registered.memory.is_writable(),
+            hugetlb: registered.memory.is_hugetlb(),
+            mappings: registered.mappings,
+        };
+        state.memories.range(from..).take(max).map(view).collect()
+    }
+
+    /// The lowest visible entry that overlaps `range`, whole.
+    #[must_use]
+    pub fn lookup(&self, range: IovaRange) -> Option<Entry> {
+        self.lock().iotlb.lookup(range).copied()
+    }
+
+    /// Pieces that together cover all of `range`.
+    ///
+    /// # Errors
+    /// [`TranslateError`] at the first hole or too small a permission.
+    pub fn translate(&self, range: IovaRange, want: Perm) -> Result<Vec<Piece>, TranslateError> {
+        self.lock().iotlb.translate(range, want)
+    }
+
+    /// Limits in force.
+    #[must_use]
+    pub fn quotas(&self) -> Quotas {
+        self.lock().quotas
+    }
+
+    /// Scrubbing policy in force.
+    #[must_use]
+    pub fn scrub(&self) -> Scrub {
+        self.lock().scrub
+    }
+
+    /// Changes limits and scrubbing policy, or neither.
+    ///
+    /// # Errors
+    /// [`QuotaExceeded`] for a quota below what is in use.
+    pub fn update(&self, quotas: Quotas, scrub: Scrub) -> Result<(), QuotaExceeded> {
+        let mut state = self.lock();
+        let uses = [
+            (Quota::Sessions, quotas.sessions, state.sessions.len()),
+            (Quota::Mappings, quotas.mappings, state.held.len()),
+            (Quota::Memories, quotas.memories, state.memories.len()),
+        ];
+        for (quota, limit, used) in uses {
+            if used > usize::try_from(limit).unwrap_or(usize::MAX) {
+                return Err(QuotaExceeded { quota, limit, used });
+            }
+        }
+        (state.quotas, state.scrub) = (quotas, scrub);
+        Ok(())
+    }
+
+    /// Checks everything that must always hold between two operations.
+    ///
+    /// # Panics
+    /// Naming the promise that is broken.
+    pub fn check_invariants(&self) {
+        self.lock().check_invariants();
+    }
+}

@@ -1,0 +1,493 @@
+//! What a domain has decided: everything behind its lock. Nothing here copies,
+//! waits, or calls the system.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Occupancy, Scrub, Usage};
+use crate::addr::{Iova, IovaRange};
+use crate::alloc::{AllocError, AllocRequest, IovaAllocator};
+use crate::coherent::{AllocCoherentError, CoherentSpec};
+use crate::iotlb::{Entry, Iotlb, Target};
+use crate::layout::{ApertureKind, Layout};
+use crate::limits::{Quota, Quotas};
+use crate::mapping::{Held, HeldKind, MappingId, MappingMissing, Phase};
+use crate::memory::{MemoryId, MemoryMissing, Registered};
+use crate::session::{Attached, Denied, Role, SessionId};
+use crate::streaming::{
+    Bounce, MapError, MapSpec, Part, SyncError, SyncSpec, UnmapError, UnmapSpec,
+};
+
+#[derive(Debug)]
+pub(super) struct State {
+    /// Nothing new may begin.
+    pub(super) closed: bool,
+    pub(super) quotas: Quotas,
+    pub(super) scrub: Scrub,
+    pub(super) iotlb: Iotlb,
+    pub(super) bounce_iovas: Option<IovaAllocator>,
+    pub(super) coherent_iovas: Option<IovaAllocator>,
+    /// By first granule; bounce and coherent, which never overlap.
+    pub(super) held: BTreeMap<Iova, Held>,
+    pub(super) sessions: BTreeMap<SessionId, Attached>,
+    pub(super) memories: BTreeMap<MemoryId, Registered>,
+    pub(super) next_mapping: u64,
+    pub(super) next_memory: u64,
+}
+
+/// What a fill needs to know, without the lock.
+pub(super) struct FillJob {
+    /// Key in the table.
+    pub(super) at: Iova,
+    pub(super) id: MappingId,
+    pub(super) granules: IovaRange,
+    pub(super) visible: IovaRange,
+    /// `None` for coherent memory.
+    pub(super) bounce: Option<Bounce>,
+}
+
+/// What a copy back needs to know, without the lock.
+pub(super) struct DrainJob {
+    pub(super) at: Iova,
+    pub(super) iova: Iova,
+    pub(super) bounce: Bounce,
+    pub(super) bytes_back: u64,
+}
+
+/// What a sync needs to know, without the lock.
+pub(super) struct SyncJob {
+    pub(super) at: Iova,
+    pub(super) iova: Iova,
+    pub(super) bounce: Bounce,
+    pub(super) part: Part,
+}
+
+impl State {
+    pub(super) fn driver(&self, session: SessionId) -> Result<(), Denied> {
+        if self.closed {
+            return Err(Denied::DomainClosed);
+        }
+        let attached = self
+            .sessions
+            .get(&session)
+            .ok_or(Denied::SessionEnded { session })?;
+        match attached.role {
+            Role::Driver => Ok(()),
+            role @ Role::Device => Err(Denied::WrongRole { session, role }),
+        }
+    }
+
+    pub(super) fn attached(&mut self, session: SessionId) -> &mut Attached {
+        self.sessions
+            .get_mut(&session)
+            .expect("checked by driver()")
+    }
+
+    pub(super) fn held_mut(&mut self, at: Iova) -> &mut Held {
+        self.held
+            .get_mut(&at)
+            .expect("whoever is in transit keeps its record")
+    }
+
+    pub(super) fn iovas_mut(&mut self, kind: ApertureKind) -> Option<&mut IovaAllocator> {
+        match kind {
+            ApertureKind::Bounce => self.bounce_iovas.as_mut(),
+            ApertureKind::Coherent => self.coherent_iovas.as_mut(),
+        }
+    }
+
+    pub(super) fn memory_of(
+        &self,
+        session: SessionId,
+        id: MemoryId,
+    ) -> Result<&Registered, MemoryMissing> {
+        let registered = self
+            .memories
+            .get(&id)
+            .ok_or(MemoryMissing::NoSuchMemory { id })?;
+        if registered.owner != session {
+            return Err(MemoryMissing::NotYours { id });
+        }
+        Ok(registered)
+    }
+
+    /// The live streaming mapping of that name.
+    pub(super) fn streaming_of(
+        &self,
+        session: SessionId,
+        iova: Iova,
+        id: MappingId,
+    ) -> Result<(&Held, &Bounce), MappingMissing> {
+        let missing = MappingMissing::NoSuchMapping { iova, id };
+        let (_, held) = self.held.range(..=iova).next_back().ok_or(missing)?;
+        let bounce = held.bounce().ok_or(missing)?;
+        Ok((self.yours(session, held, iova, id)?, bounce))
+    }
+
+    /// The live coherent allocation of that name.
+    pub(super) fn coherent_of(
+        &self,
+        session: SessionId,
+        iova: Iova,
+        id: MappingId,
+    ) -> Result<&Held, MappingMissing> {
+        let missing = MappingMissing::NoSuchMapping { iova, id };
+        let held = self
+            .held
+            .get(&iova)
+            .filter(|held| held.bounce().is_none())
+            .ok_or(missing)?;
+        self.yours(session, held, iova, id)
+    }
+
+    pub(super) fn yours<'h>(
+        &self,
+        session: SessionId,
+        held: &'h Held,
+        iova: Iova,
+        id: MappingId,
+    ) -> Result<&'h Held, MappingMissing> {
+        let named = held.visible.start() == iova && held.id == id && held.phase == Phase::Live;
+        if !named {
+            return Err(MappingMissing::NoSuchMapping { iova, id });
+        }
+        match held.owner {
+            Some(owner) if owner != session => Err(MappingMissing::NotYours { iova, id }),
+            _ => Ok(held),
+        }
+    }
+
+    pub(super) fn reserve_streaming(
+        &mut self,
+        layout: &Layout,
+        session: SessionId,
+        spec: &MapSpec,
+    ) -> Result<FillJob, MapError> {
+        self.driver(session)?;
+        if self.bounce_iovas.is_none() {
+            return Err(MapError::NoAperture);
+        }
+        let bounce = self.bounce_of(session, spec)?;
+        let lead_bytes = spec.lead_bytes(layout.granule());
+        let len_bytes = spec.len_bytes;
+        let total = lead_bytes
+            .checked_add(len_bytes)
+            .ok_or(MapError::Overflow {
+                lead_bytes,
+                len_bytes,
+            })?;
+        let place = AllocRequest {
+            len_bytes: total,
+            align_bytes: spec.align_bytes,
+            limit: spec.limit,
+        };
+        self.quotas.admit(Quota::Mappings, self.held.len())?;
+        let granules = self.take(ApertureKind::Bounce, place)?;
+        let start = granules
+            .start()
+            .checked_add(lead_bytes)
+            .expect("the lead lies inside the granules");
+        let visible =
+            IovaRange::from_len(start, len_bytes).expect("the buffer lies inside the granules");
+        self.memories
+            .get_mut(&spec.memory)
+            .expect("checked by bounce_of()")
+            .mappings += 1;
+        let kind = HeldKind::Streaming(bounce.clone());
+        let id = self.hold(Some(session), granules, visible, kind);
+        Ok(FillJob {
+            at: granules.start(),
+            id,
+            granules,
+            visible,
+            bounce: Some(bounce),
+        })
+    }
+
+    /// May this session bounce this buffer that way?
+    pub(super) fn bounce_of(&self, session: SessionId, spec: &MapSpec) -> Result<Bounce, MapError> {
+        let id = spec.memory;
+        let memory = &self.memory_of(session, id)?.memory;
+        memory.check_span(spec.offset, spec.len_bytes)?;
+        if memory.is_hugetlb() {
+            return Err(MapError::HugetlbMemory { id });
+        }
+        if spec.direction.copies_back() && !memory.is_writable() {
+            return Err(MapError::MemoryReadOnly {
+                id,
+                direction: spec.direction,
+            });
+        }
+        Ok(Bounce {
+            memory_id: id,
+            memory: Arc::clone(memory),
+            file_offset: spec.offset,
+            len_bytes: spec.len_bytes,
+            direction: spec.direction,
+            preserve: spec.preserve,
+            skip_sync: spec.skip_sync,
+        })
+    }
+
+    pub(super) fn reserve_coherent(
+        &mut self,
+        session: SessionId,
+        spec: &CoherentSpec,
+    ) -> Result<FillJob, AllocCoherentError> {
+        self.driver(session)?;
+        if self.coherent_iovas.is_none() {
+            return Err(AllocCoherentError::NoAperture);
+        }
+        self.quotas.admit(Quota::Mappings, self.held.len())?;
+        let granules = self.take(ApertureKind::Coherent, spec.place)?;
+        let visible =
+            IovaRange::from_len(granules.start(), spec.place.len_bytes).expect("not empty");
+        let owner = (!spec.persistent).then_some(session);
+        let id = self.hold(owner, granules, visible, HeldKind::Coherent);
+        Ok(FillJob {
+            at: granules.start(),
+            id,
+            granules,
+            visible,
+            bounce: None,
+        })
+    }
+
+    pub(super) fn take(
+        &mut self,
+        kind: ApertureKind,
+        place: AllocRequest,
+    ) -> Result<IovaRange, AllocError> {
+        self.iovas_mut(kind)
+            .expect("checked by the caller")
+            .alloc(place)
+    }
+
+    pub(super) fn hold(
+        &mut self,
+        owner: Option<SessionId>,
+        granules: IovaRange,
+        visible: IovaRange,
+        kind: HeldKind,
+    ) -> MappingId {
+        let id = MappingId::new(self.next_mapping);
+        self.next_mapping += 1;
+        let held = Held {
+            id,
+            owner,
+            visible,
+            granules,
+            phase: Phase::Reserved,
+            syncs: 0,
+            kind,
+        };
+        self.held.insert(granules.start(), held);
+        if let Some(owner) = owner {
+            self.attached(owner).mappings.insert(granules.start());
+        }
+        id
+    }
+
+    /// Makes a mapping visible, unless its session has ended.
+    pub(super) fn go_live(&mut self, layout: &Layout, at: Iova) -> Result<(), Denied> {
+        let held = &self.held[&at];
+        if let Some(session) = held
+            .owner
+            .filter(|owner| !self.sessions.contains_key(owner))
+        {
+            return Err(Denied::SessionEnded { session });
+        }
+        let aperture = layout
+            .aperture(held.aperture())
+            .expect("what is held lies in an aperture");
+        let offset_bytes = held
+            .visible
+            .start()
+            .offset_from(aperture.start())
+            .expect("it lies inside");
+        let entry = Entry {
+            range: held.visible,
+            target: Target {
+                region: held.aperture(),
+                offset_bytes,
+            },
+            perm: held.perm(),
+        };
+        self.iotlb
+            .insert(entry)
+            .expect("granules that are held by one are visible once");
+        self.held_mut(at).phase = Phase::Live;
+        Ok(())
+    }
+
+    pub(super) fn check_unmap(
+        &self,
+        session: SessionId,
+        spec: &UnmapSpec,
+    ) -> Result<DrainJob, UnmapError> {
+        self.driver(session)?;
+        let (held, bounce) = self.streaming_of(session, spec.iova, spec.id)?;
+        if held.syncs > 0 {
+            return Err(UnmapError::Busy {
+                id: spec.id,
+                syncs: held.syncs,
+            });
+        }
+        let bytes_back = bounce.bytes_back(spec)?;
+        Ok(DrainJob {
+            at: held.granules.start(),
+            iova: spec.iova,
+            bounce: bounce.clone(),
+            bytes_back,
+        })
+    }
+
+    pub(super) fn check_sync(
+        &self,
+        session: SessionId,
+        spec: &SyncSpec,
+    ) -> Result<SyncJob, SyncError> {
+        self.driver(session)?;
+        let (held, bounce) = self.streaming_of(session, spec.iova, spec.id)?;
+        let part = bounce.check_part(spec)?;
+        Ok(SyncJob {
+            at: held.granules.start(),
+            iova: spec.iova,
+            bounce: bounce.clone(),
+            part,
+        })
+    }
+
+    /// Takes a live mapping out of sight.
+    pub(super) fn hide(&mut self, at: Iova) {
+        let held = self.held_mut(at);
+        held.phase = Phase::Draining;
+        let start = held.visible.start();
+        self.iotlb.remove(start).expect("what is live is visible");
+    }
+
+    /// The session of a mapping has ended. May the caller release it now? If
+    /// not, whoever is copying will.
+    pub(super) fn abandon(&mut self, at: Iova) -> bool {
+        if self.held[&at].phase != Phase::Live {
+            return false;
+        }
+        self.hide(at);
+        self.held[&at].syncs == 0
+    }
+
+    pub(super) fn release(&mut self, at: Iova) {
+        let held = self.held.remove(&at).expect("released once");
+        let iovas = self
+            .iovas_mut(held.aperture())
+            .expect("what is held lies in an aperture");
+        iovas
+            .free(held.granules)
+            .expect("what is held is allocated");
+        if let Some(attached) = held.owner.and_then(|owner| self.sessions.get_mut(&owner)) {
+            attached.mappings.remove(&at);
+        }
+        let memory = held
+            .bounce()
+            .and_then(|bounce| self.memories.get_mut(&bounce.memory_id));
+        if let Some(registered) = memory {
+            registered.mappings -= 1;
+        }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        let streaming = self
+            .held
+            .values()
+            .filter(|held| held.bounce().is_some())
+            .count();
+        let occupancy = |iovas: &Option<IovaAllocator>| {
+            iovas
+                .as_ref()
+                .map_or(Occupancy::default(), |iovas| Occupancy {
+                    used_bytes: iovas.used_bytes(),
+                    largest_hole_bytes: iovas.largest_hole_bytes(),
+                })
+        };
+        Usage {
+            sessions: self.sessions.len(),
+            streaming,
+            coherent: self.held.len() - streaming,
+            memories: self.memories.len(),
+            bounce: occupancy(&self.bounce_iovas),
+            coherent_aperture: occupancy(&self.coherent_iovas),
+            generation: self.iotlb.generation(),
+        }
+    }
+
+    pub(super) fn check_invariants(&self) {
+        self.iotlb.check_invariants();
+        for (kind, iovas) in [
+            (ApertureKind::Bounce, &self.bounce_iovas),
+            (ApertureKind::Coherent, &self.coherent_iovas),
+        ] {
+            let held = self
+                .held
+                .values()
+                .filter(|held| held.aperture() == kind)
+                .map(|held| held.granules);
+            let live = iovas.iter().flat_map(IovaAllocator::live);
+            assert!(
+                live.eq(held),
+                "{kind} iovas are allocated exactly where something is held"
+            );
+            iovas.iter().for_each(IovaAllocator::check_invariants);
+        }
+        let live = self
+            .held
+            .values()
+            .filter(|held| held.phase == Phase::Live)
+            .map(|held| held.visible);
+        assert!(
+            live.eq(self.iotlb.entries().map(|entry| entry.range)),
+            "visible is exactly what is live"
+        );
+        for (at, held) in &self.held {
+            assert_eq!(
+                *at,
+                held.granules.start(),
+                "a record stands under its first granule"
+            );
+            assert!(
+                held.granules.contains(held.visible),
+                "nothing outside its granules is visible"
+            );
+            let counted = held.owner.and_then(|owner| self.sessions.get(&owner));
+            assert!(
+                counted.is_none_or(|owner| owner.mappings.contains(at)),
+                "an owner knows what it holds"
+            );
+        }
+        let known: usize = self
+            .sessions
+            .values()
+            .map(|attached| attached.mappings.len())
+            .sum();
+        let owned = self
+            .held
+            .values()
+            .filter(|held| held.owner.is_some_and(|o| self.sessions.contains_key(&o)));
+        assert_eq!(known, owned.count(), "every mapping counts once");
+        for (id, registered) in &self.memories {
+            let used = self
+                .held
+                .values()
+                .filter(|held| held.bounce().is_some_and(|b| b.memory_id == *id))
+                .count();
+            assert_eq!(
+                registered.mappings, used as u64,
+                "memory {id} knows its mappings"
+            );
+            let owner = self.sessions.get(&registered.owner);
+            assert!(
+                owner.is_some_and(|owner| owner.memories.contains(id)),
+                "memory {id} has its owner"
+            );
+        }
+    }
+}

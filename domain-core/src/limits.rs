@@ -1,0 +1,104 @@
+//! Everything that a client can make grow, with its unit and its default.
+
+use std::fmt;
+
+/// Domains that one user may own.
+pub const DOMAINS_PER_OWNER: u32 = 1024;
+/// Domains on one node.
+pub const DOMAINS: u32 = 4096;
+/// Sessions attached to one domain.
+pub const SESSIONS_PER_DOMAIN: u32 = 512;
+/// Streaming mappings and coherent allocations of one domain.
+pub const MAPPINGS_PER_DOMAIN: u32 = 65_536;
+/// Memories registered in one domain; each holds one fd of the daemon.
+pub const MEMORIES_PER_DOMAIN: u32 = 1024;
+/// Entries of one batch.
+pub const BATCH_ENTRIES: usize = 1024;
+/// Connections to the fd socket from one user, attached or not.
+pub const FD_CONNECTIONS_PER_USER: u32 = 512;
+/// Connections to one gRPC socket.
+pub const GRPC_CONNECTIONS: u32 = 1024;
+/// Bytes of one frame on the fd socket.
+pub const FRAME_BYTES: usize = 4096;
+/// Bytes of one gRPC request; a full batch is below 64 KiB.
+pub const REQUEST_BYTES: usize = 256 << 10;
+/// Bytes of one gRPC answer; the largest page of a list is below this.
+pub const RESPONSE_BYTES: usize = 4 << 20;
+/// Bytes of a domain's id.
+pub const DOMAIN_ID_BYTES: usize = 63;
+
+/// How much may exist in one domain at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    /// Attached sessions.
+    pub sessions: u32,
+    /// Streaming mappings and coherent allocations together.
+    pub mappings: u32,
+    /// Registered memories.
+    pub memories: u32,
+}
+
+impl Default for Quotas {
+    fn default() -> Quotas {
+        Quotas {
+            sessions: SESSIONS_PER_DOMAIN,
+            mappings: MAPPINGS_PER_DOMAIN,
+            memories: MEMORIES_PER_DOMAIN,
+        }
+    }
+}
+
+/// Which limit was hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    /// [`Quotas::sessions`].
+    Sessions,
+    /// [`Quotas::mappings`].
+    Mappings,
+    /// [`Quotas::memories`].
+    Memories,
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Quota::Sessions => "sessions",
+            Quota::Mappings => "mappings",
+            Quota::Memories => "memories",
+        })
+    }
+}
+
+/// A quota is used up, or would be set below its use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the quota of {limit} {quota} does not allow it, {used} are in use")]
+pub struct QuotaExceeded {
+    /// Which.
+    pub quota: Quota,
+    /// How many there may be.
+    pub limit: u32,
+    /// How many there are.
+    pub used: usize,
+}
+
+impl Quotas {
+    /// Is there room for one more, now that there are `used`?
+    ///
+    /// # Errors
+    /// [`QuotaExceeded`] if not.
+    pub fn admit(&self, quota: Quota, used: usize) -> Result<(), QuotaExceeded> {
+        let limit = self.limit(quota);
+        if used < usize::try_from(limit).unwrap_or(usize::MAX) {
+            return Ok(());
+        }
+        Err(QuotaExceeded { quota, limit, used })
+    }
+
+    fn limit(&self, quota: Quota) -> u32 {
+        match quota {
+            Quota::Sessions => self.sessions,
+            Quota::Mappings => self.mappings,
+            Quota::Memories => self.memories,
+        }
+    }
+}

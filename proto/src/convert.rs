@@ -1,0 +1,502 @@
+//! The only conversion between wire and core types. Raw integers stop here.
+
+use domain_core::addr::{Granule, Iova, IovaRange};
+use domain_core::alloc::AllocRequest;
+use domain_core::batch::BatchMode;
+use domain_core::coherent::{Allocated, CoherentSpec};
+use domain_core::domain::{Scrub, Usage};
+use domain_core::layout::{ApertureKind, LayoutSpec};
+use domain_core::limits::{BATCH_ENTRIES, Quotas};
+use domain_core::mapping::{MappingFilter, MappingId, MappingView, Phase};
+use domain_core::memory::{MemoryId, MemoryView};
+use domain_core::perm::{Direction, Perm};
+use domain_core::region::{Access, Backing};
+use domain_core::session::{Role, SessionId};
+use domain_core::streaming::{MapSpec, Mapped, SyncSpec, SyncTarget, UnmapSpec};
+
+use crate::names::session_name;
+use crate::v1;
+
+/// Why a message says nothing that could be asked of the core.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum Malformed {
+    #[error("{field} is missing")]
+    Missing { field: &'static str },
+    #[error("{field} has no value {value}")]
+    UnknownValue { field: &'static str, value: i32 },
+    #[error(
+        "direction has no value {value}; it must be TO_DEVICE (1), FROM_DEVICE (2) or BIDIRECTIONAL (3)"
+    )]
+    UnknownDirection { value: i32 },
+    #[error("a granule of {granule_bytes} bytes; there are 4096, 65536 and 2097152")]
+    Granule { granule_bytes: u64 },
+    #[error("{entries} entries; a batch has 1 to {BATCH_ENTRIES}")]
+    BatchSize { entries: usize },
+    #[error("a page token that this service did not make")]
+    PageToken { token: String },
+}
+
+/// What a new domain's address space shall be.
+///
+/// # Errors
+/// [`Malformed`] for a granule or backing that does not exist.
+pub fn layout_spec(spec: &v1::DomainSpec) -> Result<LayoutSpec, Malformed> {
+    let default = LayoutSpec::default();
+    let granule_bytes = spec.granule_bytes;
+    let granule = match granule_bytes {
+        0 => default.granule,
+        bytes => Granule::from_bytes(bytes).ok_or(Malformed::Granule { granule_bytes })?,
+    };
+    let backing = match v1::Backing::try_from(spec.backing) {
+        Ok(v1::Backing::Unspecified | v1::Backing::Memfd) => Backing::Memfd,
+        Ok(v1::Backing::Hugetlb2m) => Backing::Hugetlb2M,
+        Err(_) => {
+            return Err(Malformed::UnknownValue {
+                field: "backing",
+                value: spec.backing,
+            });
+        }
+    };
+    Ok(LayoutSpec {
+        bounce_bytes: spec.bounce_bytes.unwrap_or(default.bounce_bytes),
+        coherent_bytes: spec.coherent_bytes.unwrap_or(default.coherent_bytes),
+        iova_limit: spec.iova_limit.unwrap_or(default.iova_limit),
+        aperture_base: spec.aperture_base,
+        granule,
+        backing,
+    })
+}
+
+/// The asked limits; what is unset or zero stays as in `base`.
+#[must_use]
+pub fn quotas(asked: Option<&v1::Quotas>, base: Quotas) -> Quotas {
+    let pick = |asked: u32, base: u32| if asked == 0 { base } else { asked };
+    asked.map_or(base, |asked| Quotas {
+        sessions: pick(asked.sessions, base.sessions),
+        mappings: pick(asked.mappings, base.mappings),
+        memories: pick(asked.memories, base.memories),
+    })
+}
+
+/// The asked scrubbing policy; unspecified stays as `base`.
+///
+/// # Errors
+/// [`Malformed`] for one that does not exist.
+pub fn scrub(asked: i32, base: Scrub) -> Result<Scrub, Malformed> {
+    match v1::Scrub::try_from(asked) {
+        Ok(v1::Scrub::Unspecified) => Ok(base),
+        Ok(v1::Scrub::OnMap) => Ok(Scrub::OnMap),
+        Ok(v1::Scrub::OnUnmap) => Ok(Scrub::OnUnmap),
+        Err(_) => Err(Malformed::UnknownValue {
+            field: "scrub",
+            value: asked,
+        }),
+    }
+}
+
+/// A direction, which must be one.
+///
+/// # Errors
+/// [`Malformed::UnknownDirection`].
+pub fn direction(value: i32) -> Result<Direction, Malformed> {
+    match v1::Direction::try_from(value) {
+        Ok(v1::Direction::ToDevice) => Ok(Direction::ToDevice),
+        Ok(v1::Direction::FromDevice) => Ok(Direction::FromDevice),
+        Ok(v1::Direction::Bidirectional) => Ok(Direction::Bidirectional),
+        Ok(v1::Direction::Unspecified) | Err(_) => Err(Malformed::UnknownDirection { value }),
+    }
+}
+
+/// A role, which must be one.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn role(value: i32) -> Result<Role, Malformed> {
+    match v1::Role::try_from(value) {
+        Ok(v1::Role::Driver) => Ok(Role::Driver),
+        Ok(v1::Role::Device) => Ok(Role::Device),
+        Ok(v1::Role::Unspecified) | Err(_) => Err(Malformed::UnknownValue {
+            field: "role",
+            value,
+        }),
+    }
+}
+
+/// An access, which must be one.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn access(value: i32) -> Result<Access, Malformed> {
+    match v1::Access::try_from(value) {
+        Ok(v1::Access::ReadOnly) => Ok(Access::ReadOnly),
+        Ok(v1::Access::ReadWrite) => Ok(Access::ReadWrite),
+        Ok(v1::Access::Unspecified) | Err(_) => Err(Malformed::UnknownValue {
+            field: "access",
+            value,
+        }),
+    }
+}
+
+/// Checks the size of a batch, and says what one refused entry means.
+///
+/// # Errors
+/// [`Malformed::BatchSize`] for none or too many entries.
+pub fn batch_mode(entries: usize, partial: bool) -> Result<BatchMode, Malformed> {
+    if !(1..=BATCH_ENTRIES).contains(&entries) {
+        return Err(Malformed::BatchSize { entries });
+    }
+    Ok(if partial {
+        BatchMode::Partial
+    } else {
+        BatchMode::AllOrNothing
+    })
+}
+
+/// One buffer to map.
+///
+/// # Errors
+/// [`Malformed::UnknownDirection`].
+pub fn map_spec(entry: &v1::MapEntry) -> Result<MapSpec, Malformed> {
+    Ok(MapSpec {
+        memory: MemoryId::new(entry.memory_id),
+        offset: entry.offset,
+        len_bytes: entry.len_bytes,
+        direction: direction(entry.direction)?,
+        keep_offset: entry.keep_offset,
+        preserve: entry.preserve,
+        skip_sync: entry.skip_sync,
+        align_bytes: entry.align_bytes,
+        limit: entry.limit.map(Iova::new),
+    })
+}
+
+/// One mapping to end.
+#[must_use]
+pub fn unmap_spec(entry: &v1::UnmapEntry) -> UnmapSpec {
+    UnmapSpec {
+        iova: Iova::new(entry.iova),
+        id: MappingId::new(entry.mapping_id),
+        written_bytes: entry.written_bytes,
+        skip_sync: entry.skip_sync,
+    }
+}
+
+/// One part to sync.
+///
+/// # Errors
+/// [`Malformed`] for a target that does not exist.
+pub fn sync_spec(entry: &v1::SyncEntry) -> Result<SyncSpec, Malformed> {
+    let target = match v1::SyncTarget::try_from(entry.target) {
+        Ok(v1::SyncTarget::ForCpu) => SyncTarget::ForCpu,
+        Ok(v1::SyncTarget::ForDevice) => SyncTarget::ForDevice,
+        Ok(v1::SyncTarget::Unspecified) | Err(_) => {
+            return Err(Malformed::UnknownValue {
+                field: "target",
+                value: entry.target,
+            });
+        }
+    };
+    Ok(SyncSpec {
+        iova: Iova::new(entry.iova),
+        id: MappingId::new(entry.mapping_id),
+        offset: entry.offset,
+        len_bytes: entry.len_bytes,
+        target,
+    })
+}
+
+/// Coherent memory to allocate.
+#[must_use]
+pub fn coherent_spec(request: &v1::AllocCoherentRequest) -> CoherentSpec {
+    CoherentSpec {
+        place: AllocRequest {
+            len_bytes: request.len_bytes,
+            align_bytes: request.align_bytes,
+            limit: request.limit.map(Iova::new),
+        },
+        persistent: request.persistent,
+    }
+}
+
+/// Which mappings to list.
+///
+/// # Errors
+/// [`Malformed`] for a kind that does not exist.
+pub fn mapping_filter(kind: i32, owner: Option<SessionId>) -> Result<MappingFilter, Malformed> {
+    let aperture = match v1::MappingKind::try_from(kind) {
+        Ok(v1::MappingKind::Unspecified) => None,
+        Ok(v1::MappingKind::Streaming) => Some(ApertureKind::Bounce),
+        Ok(v1::MappingKind::Coherent) => Some(ApertureKind::Coherent),
+        Err(_) => {
+            return Err(Malformed::UnknownValue {
+                field: "kind",
+                value: kind,
+            });
+        }
+    };
+    Ok(MappingFilter { owner, aperture })
+}
+
+/// A range from the wire.
+///
+/// # Errors
+/// [`domain_core::addr::RangeError`] if it ends before it starts.
+pub fn range(wire: v1::IovaRange) -> Result<IovaRange, domain_core::addr::RangeError> {
+    IovaRange::new(Iova::new(wire.start), Iova::new(wire.last))
+}
+
+impl From<IovaRange> for v1::IovaRange {
+    fn from(range: IovaRange) -> v1::IovaRange {
+        v1::IovaRange {
+            start: range.start().get(),
+            last: range.last().get(),
+        }
+    }
+}
+
+impl From<Backing> for v1::Backing {
+    fn from(backing: Backing) -> v1::Backing {
+        match backing {
+            Backing::Memfd => v1::Backing::Memfd,
+            Backing::Hugetlb2M => v1::Backing::Hugetlb2m,
+        }
+    }
+}
+
+impl From<Scrub> for v1::Scrub {
+    fn from(scrub: Scrub) -> v1::Scrub {
+        match scrub {
+            Scrub::OnMap => v1::Scrub::OnMap,
+            Scrub::OnUnmap => v1::Scrub::OnUnmap,
+        }
+    }
+}
+
+impl From<Quotas> for v1::Quotas {
+    fn from(quotas: Quotas) -> v1::Quotas {
+        let Quotas {
+            sessions,
+            mappings,
+            memories,
+        } = quotas;
+        v1::Quotas {
+            sessions,
+            mappings,
+            memories,
+        }
+    }
+}
+
+impl From<Direction> for v1::Direction {
+    fn from(direction: Direction) -> v1::Direction {
+        match direction {
+            Direction::ToDevice => v1::Direction::ToDevice,
+            Direction::FromDevice => v1::Direction::FromDevice,
+            Direction::Bidirectional => v1::Direction::Bidirectional,
+        }
+    }
+}
+
+impl From<Perm> for v1::Perm {
+    fn from(perm: Perm) -> v1::Perm {
+        match perm {
+            Perm::Read => v1::Perm::Read,
+            Perm::Write => v1::Perm::Write,
+            Perm::ReadWrite => v1::Perm::ReadWrite,
+        }
+    }
+}
+
+impl From<Role> for v1::Role {
+    fn from(role: Role) -> v1::Role {
+        match role {
+            Role::Driver => v1::Role::Driver,
+            Role::Device => v1::Role::Device,
+        }
+    }
+}
+
+impl From<Access> for v1::Access {
+    fn from(access: Access) -> v1::Access {
+        match access {
+            Access::ReadOnly => v1::Access::ReadOnly,
+            Access::ReadWrite => v1::Access::ReadWrite,
+        }
+    }
+}
+
+impl From<ApertureKind> for v1::RegionKind {
+    fn from(kind: ApertureKind) -> v1::RegionKind {
+        match kind {
+            ApertureKind::Bounce => v1::RegionKind::Bounce,
+            ApertureKind::Coherent => v1::RegionKind::Coherent,
+        }
+    }
+}
+
+impl From<Phase> for v1::MappingState {
+    fn from(phase: Phase) -> v1::MappingState {
+        match phase {
+            Phase::Reserved => v1::MappingState::Reserved,
+            Phase::Live => v1::MappingState::Live,
+            Phase::Draining => v1::MappingState::Draining,
+        }
+    }
+}
+
+impl From<Mapped> for v1::StreamingMapping {
+    fn from(mapped: Mapped) -> v1::StreamingMapping {
+        v1::StreamingMapping {
+            mapping_id: mapped.id.get(),
+            iova: mapped.iova.get(),
+            len_bytes: mapped.len_bytes,
+        }
+    }
+}
+
+impl From<Allocated> for v1::AllocCoherentResponse {
+    fn from(allocated: Allocated) -> v1::AllocCoherentResponse {
+        v1::AllocCoherentResponse {
+            mapping_id: allocated.id.get(),
+            iova: allocated.iova().get(),
+            len_bytes: len_bytes(allocated.range),
+        }
+    }
+}
+
+impl From<MappingView> for v1::Mapping {
+    fn from(view: MappingView) -> v1::Mapping {
+        let kind = match view.aperture() {
+            ApertureKind::Bounce => v1::MappingKind::Streaming,
+            ApertureKind::Coherent => v1::MappingKind::Coherent,
+        };
+        let direction = view
+            .streaming
+            .map_or(v1::Direction::Unspecified, |s| s.direction.into());
+        v1::Mapping {
+            kind: kind.into(),
+            mapping_id: view.id.get(),
+            iova: view.visible.start().get(),
+            len_bytes: len_bytes(view.visible),
+            perm: v1::Perm::from(view.perm).into(),
+            direction: direction.into(),
+            session: view.owner.map(session_name).unwrap_or_default(),
+            memory_id: view.streaming.map_or(0, |s| s.memory.get()),
+            offset: view.streaming.map_or(0, |s| s.offset),
+            state: v1::MappingState::from(view.phase).into(),
+            persistent: view.owner.is_none(),
+        }
+    }
+}
+
+impl From<MemoryView> for v1::Memory {
+    fn from(view: MemoryView) -> v1::Memory {
+        v1::Memory {
+            memory_id: view.id.get(),
+            session: session_name(view.owner),
+            size_bytes: view.size_bytes,
+            writable: view.writable,
+            hugetlb: view.hugetlb,
+            mappings: view.mappings,
+        }
+    }
+}
+
+impl From<Usage> for v1::DomainUsage {
+    fn from(usage: Usage) -> v1::DomainUsage {
+        v1::DomainUsage {
+            sessions: count(usage.sessions),
+            streaming_mappings: usage.streaming as u64,
+            coherent_allocations: usage.coherent as u64,
+            memories: count(usage.memories),
+            bounce_used_bytes: usage.bounce.used_bytes,
+            coherent_used_bytes: usage.coherent_aperture.used_bytes,
+            bounce_largest_hole_bytes: usage.bounce.largest_hole_bytes,
+            coherent_largest_hole_bytes: usage.coherent_aperture.largest_hole_bytes,
+        }
+    }
+}
+
+/// The length of a range that lies in an aperture.
+fn len_bytes(range: IovaRange) -> u64 {
+    range.len_bytes().unwrap_or(u64::MAX)
+}
+
+/// Counts on the wire stop at 2^32-1; quotas are far below.
+#[must_use]
+pub fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unset_spec_is_the_documented_default() {
+        assert_eq!(
+            layout_spec(&v1::DomainSpec::default()).unwrap(),
+            LayoutSpec::default()
+        );
+        let none = v1::DomainSpec {
+            bounce_bytes: Some(0),
+            ..v1::DomainSpec::default()
+        };
+        assert_eq!(layout_spec(&none).unwrap().bounce_bytes, 0);
+    }
+
+    #[test]
+    fn values_of_a_later_version_are_refused_by_number() {
+        assert_eq!(direction(9), Err(Malformed::UnknownDirection { value: 9 }));
+        assert_eq!(direction(0), Err(Malformed::UnknownDirection { value: 0 }));
+        assert!(role(0).is_err() && role(3).is_err() && access(0).is_err() && access(7).is_err());
+        let odd = v1::DomainSpec {
+            granule_bytes: 8192,
+            ..v1::DomainSpec::default()
+        };
+        assert_eq!(
+            layout_spec(&odd),
+            Err(Malformed::Granule {
+                granule_bytes: 8192
+            })
+        );
+        assert!(scrub(9, Scrub::OnMap).is_err() && mapping_filter(9, None).is_err());
+    }
+
+    #[test]
+    fn an_empty_or_endless_batch_is_refused() {
+        assert_eq!(
+            batch_mode(0, true),
+            Err(Malformed::BatchSize { entries: 0 })
+        );
+        assert_eq!(
+            batch_mode(BATCH_ENTRIES, false),
+            Ok(BatchMode::AllOrNothing)
+        );
+        assert_eq!(batch_mode(1, true), Ok(BatchMode::Partial));
+        assert!(batch_mode(BATCH_ENTRIES + 1, false).is_err());
+    }
+
+    #[test]
+    fn a_zero_quota_leaves_the_one_in_force() {
+        let base = Quotas {
+            sessions: 5,
+            mappings: 6,
+            memories: 7,
+        };
+        let asked = v1::Quotas {
+            sessions: 0,
+            mappings: 9,
+            memories: 0,
+        };
+        assert_eq!(
+            quotas(Some(&asked), base),
+            Quotas {
+                mappings: 9,
+                ..base
+            }
+        );
+        assert_eq!(quotas(None, base), base);
+    }
+}
