@@ -1,1 +1,77 @@
-//! placeholder
+//! Client library of domaind: attach to a domain, map buffers, reach its
+//! memory.
+//!
+//! A [`Client`] is the daemon's control plane. [`Client::attach`] makes this
+//! process a [`Session`] of one domain; from then on the domain's memory is
+//! mapped here, and reading and writing it by iova costs a subtraction and a
+//! copy, no call. Drivers map buffers ([`Session::map`]) and allocate shared
+//! memory ([`Session::alloc_coherent`]); both come as guards that undo
+//! themselves when they are dropped.
+//!
+//! ```no_run
+//! use domaind_client::{Access, Client, Direction, DomainId, MapSpec, Role, RuntimeDir};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect(&RuntimeDir::resolve(None)?).await?;
+//! let domain = DomainId::new("disk0")?;
+//! let driver = client.attach(&domain, Role::Driver, Access::ReadWrite).await?;
+//!
+//! let buffer = driver.buffer(4096).await?;
+//! buffer.copy_in(0, b"to the device")?;
+//! let spec = MapSpec::new(buffer.memory().id(), 0, 13, Direction::Bidirectional);
+//! let mapping = driver.map(spec).await?;
+//! // Tell a device `mapping.iova()`; in its own session it does:
+//! //     device.read(iova, &mut bytes)?; device.write(iova, &answer)?;
+//! mapping.unmap(None).await?;
+//!
+//! let mut answer = [0; 13];
+//! buffer.copy_out(0, &mut answer)?;
+//! driver.detach().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Everything is usable from a tokio runtime with I/O and time, of either
+//! flavour; [`blocking`] is for programs without one.
+
+mod apertures;
+pub mod blocking;
+mod buffer;
+mod client;
+mod coherent;
+mod connection;
+mod error;
+#[cfg(test)]
+mod fake;
+mod handshake;
+mod mapping;
+mod memory;
+mod session;
+mod token;
+mod undo;
+
+pub use apertures::AddressError;
+pub use buffer::Buffer;
+pub use client::Client;
+pub use coherent::Coherent;
+pub use error::{EndReason, Ended, Error, Kept, ProtocolError};
+pub use mapping::Mapping;
+pub use memory::Memory;
+pub use session::Session;
+
+pub use domain_core::addr::{Granule, Iova, IovaRange};
+pub use domain_core::alloc::AllocRequest;
+pub use domain_core::batch::BatchMode;
+pub use domain_core::coherent::CoherentSpec;
+pub use domain_core::mapping::MappingId;
+pub use domain_core::memory::MemoryId;
+pub use domain_core::perm::{Direction, Perm};
+pub use domain_core::region::{
+    Access, AccessError, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut, WaitOutcome,
+    driver_memfd,
+};
+pub use domain_core::session::{Role, SessionId};
+pub use domain_core::streaming::{MapSpec, UnmapSpec};
+pub use domaind_proto::names::{DomainId, NameError};
+pub use domaind_proto::paths::{RuntimeDir, RuntimeDirError};
+pub use domaind_proto::v1;

@@ -16,8 +16,8 @@ pub const MEMORIES_PER_DOMAIN: u32 = 1024;
 pub const BATCH_ENTRIES: usize = 1024;
 /// Connections to the fd socket from one user, attached or not.
 pub const FD_CONNECTIONS_PER_USER: u32 = 512;
-/// Connections to one gRPC socket.
-pub const GRPC_CONNECTIONS: u32 = 1024;
+/// Connections to one gRPC socket from one user.
+pub const GRPC_CONNECTIONS_PER_USER: u32 = 1024;
 /// Bytes of one frame on the fd socket.
 pub const FRAME_BYTES: usize = 4096;
 /// Bytes of one gRPC request; a full batch is below 64 KiB.

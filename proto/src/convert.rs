@@ -365,6 +365,69 @@ impl From<Allocated> for v1::AllocCoherentResponse {
     }
 }
 
+impl From<&MapSpec> for v1::MapEntry {
+    fn from(spec: &MapSpec) -> v1::MapEntry {
+        v1::MapEntry {
+            memory_id: spec.memory.get(),
+            offset: spec.offset,
+            len_bytes: spec.len_bytes,
+            direction: v1::Direction::from(spec.direction).into(),
+            keep_offset: spec.keep_offset,
+            preserve: spec.preserve,
+            skip_sync: spec.skip_sync,
+            align_bytes: spec.align_bytes,
+            limit: spec.limit.map(Iova::get),
+        }
+    }
+}
+
+impl From<&UnmapSpec> for v1::UnmapEntry {
+    fn from(spec: &UnmapSpec) -> v1::UnmapEntry {
+        v1::UnmapEntry {
+            iova: spec.iova.get(),
+            mapping_id: spec.id.get(),
+            written_bytes: spec.written_bytes,
+            skip_sync: spec.skip_sync,
+        }
+    }
+}
+
+impl From<&SyncSpec> for v1::SyncEntry {
+    fn from(spec: &SyncSpec) -> v1::SyncEntry {
+        let target = match spec.target {
+            SyncTarget::ForCpu => v1::SyncTarget::ForCpu,
+            SyncTarget::ForDevice => v1::SyncTarget::ForDevice,
+        };
+        v1::SyncEntry {
+            iova: spec.iova.get(),
+            mapping_id: spec.id.get(),
+            offset: spec.offset,
+            len_bytes: spec.len_bytes,
+            target: target.into(),
+        }
+    }
+}
+
+impl From<(Iova, MappingId)> for v1::FreeCoherentRequest {
+    fn from((iova, id): (Iova, MappingId)) -> v1::FreeCoherentRequest {
+        v1::FreeCoherentRequest {
+            iova: iova.get(),
+            mapping_id: id.get(),
+        }
+    }
+}
+
+impl From<&CoherentSpec> for v1::AllocCoherentRequest {
+    fn from(spec: &CoherentSpec) -> v1::AllocCoherentRequest {
+        v1::AllocCoherentRequest {
+            len_bytes: spec.place.len_bytes,
+            align_bytes: spec.place.align_bytes,
+            limit: spec.place.limit.map(Iova::get),
+            persistent: spec.persistent,
+        }
+    }
+}
+
 impl From<MappingView> for v1::Mapping {
     fn from(view: MappingView) -> v1::Mapping {
         let kind = match view.aperture() {
@@ -498,5 +561,61 @@ mod tests {
             }
         );
         assert_eq!(quotas(None, base), base);
+    }
+
+    #[test]
+    fn what_a_client_asks_is_what_the_daemon_reads() {
+        let map = MapSpec {
+            memory: MemoryId::new(1),
+            offset: 2,
+            len_bytes: 3,
+            direction: Direction::FromDevice,
+            keep_offset: true,
+            preserve: false,
+            skip_sync: true,
+            align_bytes: 8192,
+            limit: Some(Iova::new(4)),
+        };
+        assert_eq!(map_spec(&v1::MapEntry::from(&map)), Ok(map));
+        let swapped = MapSpec {
+            keep_offset: false,
+            preserve: true,
+            skip_sync: false,
+            limit: None,
+            ..map
+        };
+        assert_eq!(map_spec(&v1::MapEntry::from(&swapped)), Ok(swapped));
+
+        let unmap = UnmapSpec {
+            iova: Iova::new(5),
+            id: MappingId::new(6),
+            written_bytes: Some(7),
+            skip_sync: true,
+        };
+        assert_eq!(unmap_spec(&v1::UnmapEntry::from(&unmap)), unmap);
+
+        for target in [SyncTarget::ForCpu, SyncTarget::ForDevice] {
+            let sync = SyncSpec {
+                iova: Iova::new(8),
+                id: MappingId::new(9),
+                offset: 10,
+                len_bytes: 11,
+                target,
+            };
+            assert_eq!(sync_spec(&v1::SyncEntry::from(&sync)), Ok(sync));
+        }
+
+        let alloc = CoherentSpec {
+            place: AllocRequest {
+                len_bytes: 12,
+                align_bytes: 13,
+                limit: Some(Iova::new(14)),
+            },
+            persistent: true,
+        };
+        assert_eq!(
+            coherent_spec(&v1::AllocCoherentRequest::from(&alloc)),
+            alloc
+        );
     }
 }

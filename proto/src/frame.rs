@@ -111,8 +111,14 @@ impl FrameSocket {
     /// [`FrameError`]; whatever fds came along are closed.
     pub async fn receive<M: Message + Default>(&self) -> Result<Option<Packet<M>>, FrameError> {
         let mut bytes = [0; FRAME_BYTES];
-        let receive = || receive_packet(&self.socket, &mut bytes);
-        let raw = self.socket.async_io(Interest::READABLE, receive).await?;
+        let raw = match self.next_packet(&mut bytes).await {
+            // When the peer closed while frames of ours were unread, the kernel
+            // says so once, and only then hands out what the peer had sent.
+            Err(cause) if cause.kind() == io::ErrorKind::ConnectionReset => {
+                self.next_packet(&mut bytes).await?
+            }
+            received => received?,
+        };
         if raw.cut_fds || raw.fds.len() > 1 {
             return Err(FrameError::TooManyFds);
         }
@@ -128,6 +134,11 @@ impl FrameSocket {
             frame,
             fd: raw.fds.into_iter().next(),
         }))
+    }
+
+    async fn next_packet(&self, bytes: &mut [u8]) -> io::Result<RawPacket> {
+        let receive = || receive_packet(&self.socket, bytes);
+        self.socket.async_io(Interest::READABLE, receive).await
     }
 }
 
@@ -230,6 +241,18 @@ mod tests {
             left.send(&hello(), None).await,
             Err(FrameError::Io(_))
         ));
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_a_peer_that_did_not_listen_still_arrive() {
+        let (left, right) = pair();
+        left.send(&hello(), None).await.unwrap();
+        let words = hello().encode_to_vec();
+        rustix::net::send(&right, &words, SendFlags::empty()).unwrap();
+        drop(right);
+        let packet = left.receive::<ClientFrame>().await.unwrap();
+        assert_eq!(packet.unwrap().frame, hello());
+        assert!(left.receive::<ClientFrame>().await.unwrap().is_none());
     }
 
     #[tokio::test]

@@ -19,13 +19,13 @@ use domain_core::mapping::MappingMissing;
 use domain_core::memory::{MemoryMissing, RegisterError, UnregisterError};
 use domain_core::region::{MemoryRefused, RegionError, SpanError};
 use domain_core::session::{Denied, JoinError};
-use domain_core::streaming::{MapError, SyncError, UnmapError};
+use domain_core::streaming::{MapError, Mapped, SyncError, UnmapError};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::convert::Malformed;
 use crate::names::NameError;
-use crate::v1::{ErrorReason, Refusal};
+use crate::v1::{ErrorReason, Refusal, UnmapResult, map_result};
 
 /// `ErrorInfo.domain` of every error of this service.
 pub const ERROR_DOMAIN: &str = "domaind";
@@ -93,6 +93,30 @@ impl From<Refusal> for Status {
         let reason = name.strip_prefix("ERROR_REASON_").unwrap_or(name);
         let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, metadata);
         Status::with_error_details(refusal.grpc_code(), refusal.message, details)
+    }
+}
+
+impl From<Result<Mapped, Refusal>> for map_result::Outcome {
+    fn from(outcome: Result<Mapped, Refusal>) -> map_result::Outcome {
+        match outcome {
+            Ok(mapped) => map_result::Outcome::Mapping(mapped.into()),
+            Err(refusal) => map_result::Outcome::Refusal(refusal),
+        }
+    }
+}
+
+impl From<Result<u64, Refusal>> for UnmapResult {
+    fn from(outcome: Result<u64, Refusal>) -> UnmapResult {
+        match outcome {
+            Ok(copied_bytes) => UnmapResult {
+                copied_bytes,
+                refusal: None,
+            },
+            Err(refusal) => UnmapResult {
+                copied_bytes: 0,
+                refusal: Some(refusal),
+            },
+        }
     }
 }
 

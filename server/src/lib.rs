@@ -1,1 +1,37 @@
-//! placeholder
+//! The daemon `domaind` as a library: everything between the sockets and
+//! `domain-core`. The binary adds a command line, the environment and signals;
+//! `domainctl demo` embeds it.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`daemon`] | one running daemon: starts everything, stops everything |
+//! | [`config`] | what it was told: flags, environment, file, defaults |
+//! | [`features`] | what the kernel offers |
+//! | [`logging`] | where its log lines go |
+//! | `sockets` | the runtime directory, and sockets that replace one another |
+//! | `peer` | who is at the other end, as the kernel says |
+//! | `accept` | connections, counted per user |
+//! | `registry` | domains and sessions by name |
+//! | `hosted` | one domain with its owner and its share of the budget |
+//! | `live` | one attached session: its secret, its peer, its end |
+//! | `budget` | bytes of regions, counted before the kernel is asked |
+//! | `fdsock` | the protocol of the fd socket |
+//! | `grpc` | the services, one file each |
+
+mod accept;
+mod budget;
+pub mod config;
+pub mod daemon;
+mod fdsock;
+pub mod features;
+mod grpc;
+mod hosted;
+mod live;
+pub mod logging;
+mod peer;
+mod proc;
+mod registry;
+mod sockets;
+
+pub use config::Config;
+pub use daemon::Daemon;

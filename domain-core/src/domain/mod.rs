@@ -29,7 +29,7 @@ use crate::mapping::{Held, MappingFilter, MappingId, MappingView};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
 use crate::perm::Perm;
 use crate::region::{ClientMemory, RegionError};
-use crate::session::{Attached, Denied, Holdings, JoinError, Role, SessionId};
+use crate::session::{Attached, Holdings, JoinError, Role, SessionId};
 use crate::streaming::{MapError, MapSpec, Mapped, SyncError, SyncSpec, UnmapError, UnmapSpec};
 
 /// When bounce memory is zeroed.
@@ -414,22 +414,24 @@ impl Domain {
 
     fn go_live_all(
         &self,
-        filled: Vec<Result<Reservation<'_>, MapError>>,
+        mut filled: Vec<Result<Reservation<'_>, MapError>>,
     ) -> Vec<Result<Mapped, MapError>> {
+        // Only borrowed while locked: not even a panic drops one in there.
         let outcomes: Vec<_> = {
             let mut state = self.lock();
-            filled
-                .into_iter()
-                .map(|entry| entry.map(|made| made.go_live(&mut state)))
-                .collect()
+            let go_live = |entry: &mut Result<Reservation<'_>, _>| match entry {
+                Ok(made) => made.go_live(&mut state),
+                Err(_) => Ok(()),
+            };
+            filled.iter_mut().map(go_live).collect()
         };
         // A reservation that did not go live is dropped here, without the lock.
-        let mapped =
-            |(made, live): (Reservation<'_>, Result<(), Denied>)| live.map(|()| made.mapped());
-        outcomes
-            .into_iter()
-            .map(|entry| entry.and_then(|outcome| Ok(mapped(outcome)?)))
-            .collect()
+        let answer = |(entry, outcome): (Result<Reservation<'_>, MapError>, _)| {
+            let made = entry?;
+            outcome?;
+            Ok(made.mapped())
+        };
+        filled.into_iter().zip(outcomes).map(answer).collect()
     }
 
     fn drain_all(
@@ -438,25 +440,28 @@ impl Domain {
         specs: &[UnmapSpec],
         mode: BatchMode,
     ) -> BatchResult<Draining<'_>, UnmapError> {
-        let mut seen = BTreeSet::new();
-        let mut state = self.lock();
-        let check = |spec: &UnmapSpec| match seen.insert(spec.iova) {
-            true => state.check_unmap(session, spec),
-            false => Err(UnmapError::Duplicate { id: spec.id }),
-        };
-        let checked = settle(mode, specs.iter().map(check).collect())?;
-        let drain = |entry: Result<DrainJob, UnmapError>| {
-            entry.map(|job| {
-                state.hide(job.at);
-                Draining {
-                    domain: self,
-                    bytes_back: job.bytes_back,
-                    job,
-                    armed: true,
+        let mut named = BTreeSet::new();
+        let hidden = {
+            let mut state = self.lock();
+            let check = |spec: &UnmapSpec| {
+                let job = state.check_unmap(session, spec)?;
+                match named.insert(job.at) {
+                    true => Ok(job),
+                    false => Err(UnmapError::Duplicate { id: spec.id }),
                 }
-            })
+            };
+            let checked = settle(mode, specs.iter().map(check).collect())?;
+            checked.iter().flatten().for_each(|job| state.hide(job.at));
+            checked
         };
-        Ok(checked.into_iter().map(drain).collect())
+        // Guards only from here on: one that is dropped takes the lock.
+        let drain = |job: DrainJob| Draining {
+            domain: self,
+            bytes_back: job.bytes_back,
+            job,
+            armed: true,
+        };
+        Ok(hidden.into_iter().map(|entry| entry.map(drain)).collect())
     }
 
     /// Frees granules that nobody can see any more, zeroed if asked. Does
@@ -478,9 +483,10 @@ impl Domain {
         let Ok(mut state) = self.state.lock() else {
             return;
         };
-        for at in keys {
-            state.release(*at);
-        }
+        let released: Vec<_> = keys.iter().map(|at| state.release(*at)).collect();
+        drop(state);
+        // The last to know a client's file may be among them: closed outside the lock.
+        drop(released);
     }
 }
 
@@ -496,14 +502,14 @@ impl Domain {
         spec: &CoherentSpec,
     ) -> Result<Allocated, AllocCoherentError> {
         let job = self.lock().reserve_coherent(session, spec)?;
-        let reservation = Reservation {
+        let mut made = Reservation {
             domain: self,
             job,
             armed: true,
         };
         self.held_aperture(ApertureKind::Coherent)
-            .zero(reservation.job.granules);
-        let (made, live) = reservation.go_live(&mut self.lock());
+            .zero(made.job.granules);
+        let live = made.go_live(&mut self.lock());
         live?;
         Ok(Allocated {
             id: made.job.id,
@@ -560,12 +566,14 @@ impl Domain {
     /// At most `max` mappings that start at `from` or above, by address.
     #[must_use]
     pub fn mappings(&self, filter: MappingFilter, from: Iova, max: usize) -> Vec<MappingView> {
+        // Records stand under their first granule, which may begin before they do.
+        let granule = Iova::new(from.get() - self.layout.granule().offset_in(from.get()));
         let state = self.lock();
         state
             .held
-            .range(from..)
+            .range(granule..)
             .map(|(_, held)| held)
-            .filter(|held| filter.admits(held))
+            .filter(|held| held.visible.start() >= from && filter.admits(held))
             .take(max)
             .map(Held::view)
             .collect()

@@ -376,7 +376,8 @@ impl State {
         self.held[&at].syncs == 0
     }
 
-    pub(super) fn release(&mut self, at: Iova) {
+    /// Frees the granules. The record is for the caller to drop, without the lock.
+    pub(super) fn release(&mut self, at: Iova) -> Held {
         let held = self.held.remove(&at).expect("released once");
         let iovas = self
             .iovas_mut(held.aperture())
@@ -393,6 +394,7 @@ impl State {
         if let Some(registered) = memory {
             registered.mappings -= 1;
         }
+        held
     }
 
     pub(super) fn usage(&self) -> Usage {

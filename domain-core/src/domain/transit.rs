@@ -27,10 +27,10 @@ impl Reservation<'_> {
     }
 
     /// Makes it visible, and itself harmless if that succeeded.
-    pub(super) fn go_live(mut self, state: &mut State) -> (Self, Result<(), Denied>) {
-        let live = state.go_live(&self.domain.layout, self.job.at);
-        self.armed = live.is_err();
-        (self, live)
+    pub(super) fn go_live(&mut self, state: &mut State) -> Result<(), Denied> {
+        state.go_live(&self.domain.layout, self.job.at)?;
+        self.armed = false;
+        Ok(())
     }
 
     pub(super) fn mapped(&self) -> Mapped {

@@ -1,0 +1,594 @@
+//! What can be typed. The comments here are the help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use domain_core::addr::Granule;
+use domain_core::session::SessionId;
+use domaind_proto::names::{DomainId, NameError, parse_session_lenient};
+use domaind_proto::v1;
+
+use crate::demo::{DemoArgs, DeviceArgs, DriverArgs};
+use crate::exit::EXIT_CODES;
+use crate::size::{self, SizeError};
+use crate::time;
+
+/// Shows and changes what the daemon domaind holds on this node.
+#[derive(Debug, Parser)]
+#[command(name = "domainctl", version, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Where the daemon's sockets are; unset: DOMAIND_RUNTIME_DIR, else
+    /// /run/domaind, else $XDG_RUNTIME_DIR/domaind
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(crate) runtime_dir: Option<PathBuf>,
+    /// Use the operator's socket, which shows the domains of all users
+    #[arg(long, global = true)]
+    pub(crate) admin: bool,
+    /// Give up a call after this long (500ms, 10s, 2m; 0: never)
+    #[arg(long, value_name = "DURATION", default_value = "10s", global = true, value_parser = time::parse_duration)]
+    pub(crate) timeout: Duration,
+    /// How to print
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        global = true
+    )]
+    pub(crate) output: Format,
+    /// Print tables without their headers
+    #[arg(long, global = true)]
+    pub(crate) no_headers: bool,
+    /// Say on stderr which socket is used, and all that is known of an error
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For people with wide terminals
+    Wide,
+    /// Canonical proto3 JSON: 64-bit numbers are strings, zeros are left out
+    Json,
+    /// The same as YAML
+    Yaml,
+    /// Only names, one a line
+    Name,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a domain and its memory
+    #[command(subcommand)]
+    Create(Create),
+    /// List domains, sessions, mappings or memories
+    #[command(subcommand)]
+    Get(Get),
+    /// Show all that is known of a domain or session
+    #[command(subcommand)]
+    Describe(Describe),
+    /// Change a domain
+    #[command(subcommand)]
+    Update(Update),
+    /// Delete domains
+    #[command(subcommand)]
+    Delete(Delete),
+    /// End sessions as if their connections had closed
+    Evict(Evict),
+    /// Allocate coherent memory that belongs to the domain and stays
+    ///
+    /// Attaches as a driver for as long as it takes, so the domain must be one
+    /// that the caller may attach to; --admin does not help.
+    Alloc(Alloc),
+    /// Free coherent memory that belongs to the domain
+    Free(Free),
+    /// Move a file through a domain, with nothing installed
+    Demo(DemoArgs),
+    /// The driver of the demo
+    #[command(hide = true)]
+    DemoDriver(DriverArgs),
+    /// A device of the demo
+    #[command(hide = true)]
+    DemoDevice(DeviceArgs),
+    /// Ask the daemon whether it serves
+    Health(Health),
+    /// Show the daemon itself (operator)
+    Info,
+    /// Print the versions of this program and of the daemon
+    Version(Version),
+    /// Print a completion script for a shell
+    Completion(Completion),
+}
+
+/// What can be created.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Create {
+    /// Create a domain and its memory
+    ///
+    /// Sizes are rounded up to the granule; -o wide shows what came out.
+    #[command(aliases = ["domains", "dom"])]
+    Domain(CreateDomain),
+}
+
+/// A new domain.
+#[derive(Debug, Args)]
+pub(crate) struct CreateDomain {
+    /// Its name: lower-case letters, digits and inner hyphens, a letter first
+    #[arg(value_parser = domain_id)]
+    pub(crate) name: DomainId,
+    /// Size of the bounce aperture, 0 for none [default: 64MiB]
+    #[arg(long = "bounce", value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) bounce_bytes: Option<u64>,
+    /// Size of the coherent aperture, 0 for none [default: 64MiB]
+    #[arg(long = "coherent", value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) coherent_bytes: Option<u64>,
+    /// Last address of the domain, included [default: 0xffffffffffff]
+    #[arg(long, value_name = "ADDRESS", value_parser = size::parse)]
+    pub(crate) iova_limit: Option<u64>,
+    /// First address of the apertures
+    #[arg(long, value_name = "ADDRESS", value_parser = size::parse, default_value = "0")]
+    pub(crate) aperture_base: u64,
+    /// Unit of allocation: 4KiB, 64KiB or 2MiB [default: 4KiB]
+    #[arg(long = "granule", value_name = "SIZE", value_parser = granule_bytes)]
+    pub(crate) granule_bytes: Option<u64>,
+    /// The memory behind the apertures [default: memfd]
+    #[arg(long, value_enum)]
+    pub(crate) backing: Option<Backing>,
+    #[command(flatten)]
+    pub(crate) policy: Policy,
+    /// Check everything and say what would be, but create nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// What may be changed later, too.
+#[derive(Debug, Args)]
+pub(crate) struct Policy {
+    /// When bounce memory is zeroed
+    #[arg(long, value_enum)]
+    pub(crate) scrub: Option<Scrub>,
+    /// Most sessions at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) quota_sessions: Option<u32>,
+    /// Most mappings and allocations at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) quota_mappings: Option<u32>,
+    /// Most registered memories at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) quota_memories: Option<u32>,
+}
+
+/// The memory behind the apertures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backing {
+    /// Ordinary pages
+    Memfd,
+    /// Huge pages of 2 MiB from the node's pool
+    #[value(name = "hugetlb-2m")]
+    Hugetlb2m,
+}
+
+/// When bounce memory is zeroed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Scrub {
+    /// Before a new mapping can show it
+    OnMap,
+    /// Also when it is freed
+    OnUnmap,
+}
+
+/// What can be listed.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Get {
+    /// List domains
+    #[command(aliases = ["domain", "dom"])]
+    Domains(GetDomains),
+    /// List sessions: who is attached
+    #[command(aliases = ["session", "sess"])]
+    Sessions(GetSessions),
+    /// List what is mapped and allocated in a domain
+    #[command(aliases = ["mapping", "map"])]
+    Mappings(GetMappings),
+    /// List the memories that are registered in a domain
+    #[command(aliases = ["memory", "mem"])]
+    Memories(GetMemories),
+}
+
+/// Which domains.
+#[derive(Debug, Args)]
+pub(crate) struct GetDomains {
+    /// Only these
+    #[arg(value_name = "NAME", value_parser = domain_id)]
+    pub(crate) names: Vec<DomainId>,
+}
+
+/// Which sessions.
+#[derive(Debug, Args)]
+pub(crate) struct GetSessions {
+    /// Only these
+    #[arg(value_name = "SESSION", value_parser = session_id)]
+    pub(crate) sessions: Vec<SessionId>,
+    /// Only those of this domain
+    #[arg(long, value_name = "DOMAIN", value_parser = domain_id, conflicts_with = "sessions")]
+    pub(crate) domain: Option<DomainId>,
+}
+
+/// Which mappings.
+#[derive(Debug, Args)]
+pub(crate) struct GetMappings {
+    #[command(flatten)]
+    pub(crate) domain: InDomain,
+    /// Only those of this session
+    #[arg(long, value_parser = session_id)]
+    pub(crate) session: Option<SessionId>,
+    /// Only this kind
+    #[arg(long, value_enum)]
+    pub(crate) kind: Option<Kind>,
+}
+
+/// Which memories.
+#[derive(Debug, Args)]
+pub(crate) struct GetMemories {
+    #[command(flatten)]
+    pub(crate) domain: InDomain,
+}
+
+/// One domain, with or without the flag.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct InDomain {
+    /// Of which domain
+    #[arg(value_name = "DOMAIN", value_parser = domain_id)]
+    bare: Option<DomainId>,
+    /// Of which domain
+    #[arg(long = "domain", value_name = "DOMAIN", value_parser = domain_id)]
+    flag: Option<DomainId>,
+}
+
+/// What a mapping is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// Bounced buffers
+    Streaming,
+    /// Coherent allocations
+    Coherent,
+}
+
+/// What can be described.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Describe {
+    /// Show all that is known of domains
+    #[command(aliases = ["domains", "dom"])]
+    Domain {
+        #[arg(value_name = "NAME", required = true, value_parser = domain_id)]
+        names: Vec<DomainId>,
+    },
+    /// Show all that is known of sessions
+    #[command(aliases = ["sessions", "sess"])]
+    Session {
+        #[arg(value_name = "SESSION", required = true, value_parser = session_id)]
+        sessions: Vec<SessionId>,
+    },
+}
+
+/// What can be changed.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Update {
+    /// Change a domain's scrubbing and quotas
+    #[command(aliases = ["domains", "dom"])]
+    Domain(UpdateDomain),
+}
+
+/// What of a domain to change. What is not named stays.
+#[derive(Debug, Args)]
+#[command(group(
+    ArgGroup::new("change")
+        .args(["scrub", "quota_sessions", "quota_mappings", "quota_memories"])
+        .required(true)
+        .multiple(true)
+))]
+pub(crate) struct UpdateDomain {
+    /// Which domain
+    #[arg(value_parser = domain_id)]
+    pub(crate) name: DomainId,
+    #[command(flatten)]
+    pub(crate) policy: Policy,
+}
+
+/// What can be deleted.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Delete {
+    /// Delete domains
+    #[command(aliases = ["domains", "dom"])]
+    Domain(DeleteDomains),
+}
+
+/// Which domains to delete.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteDomains {
+    /// Which
+    #[arg(value_name = "NAME", required = true, value_parser = domain_id)]
+    pub(crate) names: Vec<DomainId>,
+    /// End their sessions and drop what they hold
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Succeed for those that are not there
+    #[arg(long)]
+    pub(crate) ignore_not_found: bool,
+}
+
+/// Whom to evict.
+#[derive(Debug, Args)]
+pub(crate) struct Evict {
+    /// Which, as `get sessions` shows
+    #[arg(value_name = "SESSION", required = true, value_parser = session_id)]
+    pub(crate) sessions: Vec<SessionId>,
+}
+
+/// What to allocate.
+#[derive(Debug, Args)]
+pub(crate) struct Alloc {
+    /// In which domain
+    #[arg(value_parser = domain_id)]
+    pub(crate) domain: DomainId,
+    /// How much
+    #[arg(value_name = "LEN", value_parser = size::parse)]
+    pub(crate) len_bytes: u64,
+    /// Alignment, a power of two [default: the granule]
+    #[arg(long = "align", value_name = "SIZE", value_parser = size::parse, default_value = "0", hide_default_value = true)]
+    pub(crate) align_bytes: u64,
+    /// Last address that may be used
+    #[arg(long, value_name = "ADDRESS", value_parser = size::parse)]
+    pub(crate) limit: Option<u64>,
+}
+
+/// What to free.
+#[derive(Debug, Args)]
+pub(crate) struct Free {
+    /// In which domain
+    #[arg(value_parser = domain_id)]
+    pub(crate) domain: DomainId,
+    /// Its first address, as `alloc` printed
+    #[arg(value_parser = size::parse)]
+    pub(crate) iova: u64,
+    /// Its id, as `alloc` printed
+    #[arg(long, value_name = "N")]
+    pub(crate) id: u64,
+}
+
+/// Which daemon to ask for its health.
+#[derive(Debug, Args)]
+pub(crate) struct Health {
+    /// Over which socket [default: public, or admin with --admin]
+    #[arg(long, value_enum)]
+    pub(crate) socket: Option<Socket>,
+}
+
+/// A gRPC socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Socket {
+    /// The clients'
+    Public,
+    /// The operator's
+    Admin,
+}
+
+/// Whose version.
+#[derive(Debug, Args)]
+pub(crate) struct Version {
+    /// Only of this program; ask no daemon
+    #[arg(long)]
+    pub(crate) client: bool,
+}
+
+/// For which shell.
+#[derive(Debug, Args)]
+pub(crate) struct Completion {
+    /// Which
+    #[arg(value_enum)]
+    pub(crate) shell: Shell,
+}
+
+/// A shell that can complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shell {
+    /// `source <(domainctl completion bash)`
+    Bash,
+    /// `source <(domainctl completion zsh)`
+    Zsh,
+    /// `domainctl completion fish | source`
+    Fish,
+}
+
+impl InDomain {
+    /// Which it is.
+    pub(crate) fn id(self) -> DomainId {
+        let id = self.bare.or(self.flag);
+        id.expect("clap lets nobody through without one of the two")
+    }
+}
+
+impl Policy {
+    /// On the wire a zero means the default, or in an update what is there.
+    pub(crate) fn quotas(&self) -> v1::Quotas {
+        v1::Quotas {
+            sessions: self.quota_sessions.unwrap_or(0),
+            mappings: self.quota_mappings.unwrap_or(0),
+            memories: self.quota_memories.unwrap_or(0),
+        }
+    }
+
+    /// Unspecified if not asked for.
+    pub(crate) fn scrub(&self) -> v1::Scrub {
+        match self.scrub {
+            None => v1::Scrub::Unspecified,
+            Some(Scrub::OnMap) => v1::Scrub::OnMap,
+            Some(Scrub::OnUnmap) => v1::Scrub::OnUnmap,
+        }
+    }
+}
+
+impl From<Backing> for v1::Backing {
+    fn from(backing: Backing) -> v1::Backing {
+        match backing {
+            Backing::Memfd => v1::Backing::Memfd,
+            Backing::Hugetlb2m => v1::Backing::Hugetlb2m,
+        }
+    }
+}
+
+impl From<Kind> for v1::MappingKind {
+    fn from(kind: Kind) -> v1::MappingKind {
+        match kind {
+            Kind::Streaming => v1::MappingKind::Streaming,
+            Kind::Coherent => v1::MappingKind::Coherent,
+        }
+    }
+}
+
+/// `d0`, or `domains/d0` as `-o name` prints it, or `domain/d0` as kubectl
+/// would.
+fn domain_id(text: &str) -> Result<DomainId, NameError> {
+    DomainId::parse_lenient(text.strip_prefix("domain/").unwrap_or(text))
+}
+
+/// `7`, `sessions/7` or `session/7`.
+fn session_id(text: &str) -> Result<SessionId, NameError> {
+    parse_session_lenient(text.strip_prefix("session/").unwrap_or(text))
+}
+
+/// Why a size is not a granule.
+#[derive(Clone, Debug, thiserror::Error)]
+enum GranuleError {
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error("there are granules of 4KiB, 64KiB and 2MiB")]
+    NoSuchGranule,
+}
+
+fn granule_bytes(text: &str) -> Result<u64, GranuleError> {
+    let bytes = size::parse(text)?;
+    match Granule::from_bytes(bytes) {
+        Some(_) => Ok(bytes),
+        None => Err(GranuleError::NoSuchGranule),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(["domainctl"].into_iter().chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn resources_are_known_in_singular_plural_and_short() {
+        for word in ["domain", "domains", "dom"] {
+            parse(&format!("get {word}")).unwrap();
+            parse(&format!("create {word} d0")).unwrap();
+            parse(&format!("describe {word} d0")).unwrap();
+            parse(&format!("delete {word} d0 d1")).unwrap();
+            parse(&format!("update {word} d0 --scrub on-map")).unwrap();
+        }
+        for word in ["session", "sessions", "sess"] {
+            parse(&format!("get {word} --domain d0")).unwrap();
+            parse(&format!("describe {word} 7")).unwrap();
+        }
+        for word in ["mapping", "mappings", "map", "memory", "memories", "mem"] {
+            parse(&format!("get {word} d0")).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_o_name_prints_can_be_typed_back() {
+        for name in ["d0", "domains/d0", "domain/d0"] {
+            assert_eq!(domain_id(name).unwrap().as_str(), "d0");
+        }
+        for name in ["7", "sessions/7", "session/7"] {
+            assert_eq!(session_id(name).unwrap(), SessionId::new(7));
+        }
+    }
+
+    #[test]
+    fn a_domain_is_named_once_with_or_without_the_flag() {
+        for line in ["get mappings d0", "get mappings --domain d0"] {
+            let Command::Get(Get::Mappings(args)) = parse(line).unwrap().command else {
+                panic!("{line} lists mappings");
+            };
+            assert_eq!(args.domain.id().as_str(), "d0");
+        }
+        let refused = |line| parse(line).unwrap_err().kind();
+        assert_eq!(refused("get mappings"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(
+            refused("get mappings d0 --domain d0"),
+            ErrorKind::ArgumentConflict
+        );
+    }
+
+    #[test]
+    fn an_update_must_change_something() {
+        let refused = parse("update domain d0").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::MissingRequiredArgument);
+        parse("update domain d0 --quota-sessions 3 --quota-memories 4").unwrap();
+    }
+
+    #[test]
+    fn nonsense_is_refused_before_the_daemon_is_asked() {
+        for line in [
+            "create domain D0",
+            "create domain d0 --bounce 1.5GiB",
+            "create domain d0 --bounce 16EiB",
+            "create domain d0 --granule 8KiB",
+            "create domain d0 --quota-sessions 0",
+            "evict x",
+            "evict",
+            "alloc d0",
+            "free d0 0x1000",
+            "delete domain",
+            "describe domain",
+            "get sessions 7 --domain d0",
+            "completion tcsh",
+        ] {
+            let refused = parse(line).unwrap_err();
+            assert_eq!(refused.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn global_options_stand_before_or_after_the_command() {
+        for line in [
+            "--runtime-dir /tmp/x -o json get domains",
+            "get domains -o json --runtime-dir /tmp/x",
+        ] {
+            let global = parse(line).unwrap().global;
+            assert_eq!(global.output, Format::Json, "{line}");
+            assert_eq!(global.runtime_dir, Some(PathBuf::from("/tmp/x")));
+            assert_eq!(global.timeout, Duration::from_secs(10));
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! `delete`.
+
+use domaind_client::Client;
+use domaind_proto::names::DomainId;
+use domaind_proto::v1;
+
+use super::each;
+use crate::cli::{Delete, DeleteDomains};
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::Verdict;
+
+pub(super) async fn run(what: Delete, context: &mut Context) -> Result<Exit, Failure> {
+    match what {
+        Delete::Domain(args) => domains(args, context).await,
+    }
+}
+
+async fn domains(args: DeleteDomains, context: &mut Context) -> Result<Exit, Failure> {
+    let DeleteDomains {
+        names,
+        force,
+        ignore_not_found,
+    } = args;
+    let client = context.connect().await?;
+    let delete = async |id: DomainId, context: &mut Context| match domain(
+        &client, &id, force, context,
+    )
+    .await
+    {
+        Ok(answer) => context.show(&verdict(answer, &id)),
+        // Not `allow_missing`: its answer does not tell whether there was one.
+        Err(failure) if ignore_not_found && failure.exit() == Exit::NotFound => Ok(()),
+        Err(failure) => Err(failure),
+    };
+    Ok(each(names, context, delete).await)
+}
+
+async fn domain(
+    client: &Client,
+    id: &DomainId,
+    force: bool,
+    context: &Context,
+) -> Result<v1::DeleteDomainResponse, Failure> {
+    let request = v1::DeleteDomainRequest {
+        name: id.name(),
+        force,
+        allow_missing: false,
+    };
+    context.call(client.domains().delete_domain(request)).await
+}
+
+fn verdict(answer: v1::DeleteDomainResponse, id: &DomainId) -> Verdict<v1::DeleteDomainResponse> {
+    let what = match answer.ended_sessions {
+        0 => "deleted".to_owned(),
+        1 => "deleted (1 session ended)".to_owned(),
+        ended => format!("deleted ({ended} sessions ended)"),
+    };
+    Verdict::new(answer, id.name(), what)
+}

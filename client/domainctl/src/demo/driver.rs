@@ -1,0 +1,472 @@
+//! The driver process: owns the buffers, and lets devices see one block at a
+//! time.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use domain_core::Direction;
+use domain_core::coherent::CoherentSpec;
+use domain_core::region::Access;
+use domain_core::session::Role;
+use domain_core::streaming::MapSpec;
+use domaind_client::blocking::{Buffer, Client, Mapping, Session};
+use domaind_client::{Error, v1};
+use domaind_proto::names::DomainId;
+use domaind_proto::paths::RuntimeDir;
+use hdrhistogram::Histogram;
+
+use super::board::{Board, Done, ENTRIES, Job, Ring, board_bytes};
+use super::notes::{Latency, Note, Outcome, Sharer};
+use super::transform::Key;
+use super::{Way, die_with_parent};
+
+/// Memory for blocks that are under way at a time.
+const UNDER_WAY_BYTES: u64 = 64 << 20;
+/// Blocks that one device has at a time, if memory allows.
+const PER_DEVICE: u64 = 8;
+/// Guards before and behind every block in the registered memory.
+const GUARD: [u8; 64] = [0xc5; 64];
+const GUARD_BYTES: u64 = GUARD.len() as u64;
+/// How long to sleep at most before looking whether the devices still live.
+const IDLE: Duration = Duration::from_millis(100);
+/// A device has said hello, or bye, by then.
+const GREETING_LIMIT: Duration = Duration::from_secs(20);
+/// A device that lives but does nothing for so long has failed.
+const STALL_LIMIT: Duration = Duration::from_secs(30);
+const PROGRESS_EVERY: Duration = Duration::from_millis(50);
+
+/// What the driver process is told. The file is its standard input.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DriverArgs {
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    #[arg(long)]
+    pub(crate) domain: String,
+    #[arg(long)]
+    pub(crate) parent: i32,
+    #[arg(long)]
+    pub(crate) devices: u64,
+    #[arg(long)]
+    pub(crate) block: u64,
+    #[arg(long, value_enum)]
+    pub(crate) direction: Way,
+}
+
+/// How many blocks may be under way at a time.
+pub(crate) fn slots(devices: u64, block_bytes: u64) -> u64 {
+    (UNDER_WAY_BYTES / block_bytes).clamp(1, devices * PER_DEVICE)
+}
+
+/// Moves standard input through the domain.
+pub(crate) fn run(args: &DriverArgs) -> anyhow::Result<()> {
+    die_with_parent(args.parent)?;
+    let domain = DomainId::parse(&args.domain)?;
+    let client = Client::connect(&RuntimeDir::new(&args.dir)?)?;
+    let session = client.attach(&domain, Role::Driver, Access::ReadWrite)?;
+    let memory = session.alloc_coherent(CoherentSpec::of(board_bytes(args.devices)))?;
+    let board = Board::at(&session, memory.iova());
+    let rings = (0..args.devices)
+        .map(|device| board.ring(device))
+        .collect::<Result<_, _>>()?;
+    Note::Board {
+        iova: memory.iova().get(),
+    }
+    .say()?;
+    let mut driver = Driver::new(args, &client, &session, &domain, board, rings)?;
+    driver.wait_for_all("come up", |ring| Ok(ring.pid()?.is_some()))?;
+    driver.sharers = driver.find_sharers()?;
+    let outcome = driver.move_all(&mut io::stdin().lock())?;
+    driver.rings.iter().try_for_each(Ring::stop)?;
+    // What is freed is zeroed: not under somebody who still reads it.
+    driver.wait_for_all("stopped", |ring| Ok(ring.pid()?.is_none()))?;
+    drop(driver);
+    Note::Done(outcome).say()?;
+    memory.free().map_err(Error::from)?;
+    Ok(session.detach()?)
+}
+
+struct Driver<'s> {
+    client: &'s Client,
+    session: &'s Session,
+    domain: &'s DomainId,
+    way: Way,
+    block_bytes: u64,
+    board: Board<'s>,
+    rings: Vec<Ring<'s>>,
+    sharers: Vec<Sharer>,
+    buffer: Buffer,
+    /// Blocks under way, by slot.
+    slots: Vec<Option<UnderWay>>,
+    maps: Histogram<u64>,
+    unmaps: Histogram<u64>,
+    blocks: u64,
+    bytes: u64,
+}
+
+/// A block in a device's hands.
+struct UnderWay {
+    mapping: Mapping,
+    device: usize,
+    block: u64,
+    original: Vec<u8>,
+}
+
+impl<'s> Driver<'s> {
+    fn new(
+        args: &DriverArgs,
+        client: &'s Client,
+        session: &'s Session,
+        domain: &'s DomainId,
+        board: Board<'s>,
+        rings: Vec<Ring<'s>>,
+    ) -> anyhow::Result<Driver<'s>> {
+        let slots = slots(args.devices, args.block);
+        let buffer = session.buffer(slots * (args.block + 2 * GUARD_BYTES))?;
+        // Three significant digits, from a microsecond to a minute and more.
+        let histogram = || Histogram::new(3).context("a histogram");
+        Ok(Driver {
+            client,
+            session,
+            domain,
+            way: args.direction,
+            block_bytes: args.block,
+            board,
+            rings,
+            sharers: Vec::new(),
+            buffer,
+            slots: (0..slots).map(|_| None).collect(),
+            maps: histogram()?,
+            unmaps: histogram()?,
+            blocks: 0,
+            bytes: 0,
+        })
+    }
+
+    fn wait_for_all(
+        &self,
+        what: &str,
+        is_so: impl Fn(&Ring<'_>) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let started = Instant::now();
+        for (device, ring) in self.rings.iter().enumerate() {
+            loop {
+                let rung = self.board.rung()?;
+                if is_so(ring)? {
+                    break;
+                }
+                let waited = started.elapsed();
+                ensure!(
+                    waited < GREETING_LIMIT,
+                    "device {device} has not {what} within {GREETING_LIMIT:?}"
+                );
+                self.board.wait(rung, IDLE)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Who is attached, as the daemon says: the driver, then every device.
+    fn find_sharers(&self) -> anyhow::Result<Vec<Sharer>> {
+        let attached = self.attached()?;
+        let own = i32::try_from(std::process::id())?;
+        let mut pids = vec![own];
+        for ring in &self.rings {
+            pids.push(ring.pid()?.context("a device took its pid back")?);
+        }
+        let sharer = |pid: i32| {
+            let has_pid =
+                |session: &&v1::Session| session.peer.as_ref().is_some_and(|peer| peer.pid == pid);
+            let session = attached.iter().find(has_pid).with_context(|| lost(pid))?;
+            Ok(Sharer {
+                pid,
+                session: session.name.clone(),
+                blocks: 0,
+            })
+        };
+        pids.into_iter().map(sharer).collect()
+    }
+
+    fn attached(&self) -> anyhow::Result<Vec<v1::Session>> {
+        let request = v1::ListSessionsRequest {
+            domain: self.domain.name(),
+            // More than the demo has processes.
+            page_size: 1000,
+            page_token: String::new(),
+        };
+        let mut service = self.client.sessions();
+        let listed = self.client.block_on(service.list_sessions(request));
+        Ok(listed.map_err(Error::from)?.into_inner().sessions)
+    }
+
+    fn move_all(&mut self, input: &mut impl Read) -> anyhow::Result<Outcome> {
+        let started = Instant::now();
+        let mut told = started;
+        let mut moved_at = started;
+        let mut at_end = false;
+        loop {
+            while !at_end && self.has_room() {
+                at_end = !self.send_one(input)?;
+            }
+            if at_end && self.slots.iter().all(Option::is_none) {
+                break;
+            }
+            let rung = self.board.rung()?;
+            if self.collect_all()? > 0 {
+                moved_at = Instant::now();
+            } else {
+                self.wait(rung, moved_at)?;
+            }
+            if told.elapsed() >= PROGRESS_EVERY {
+                Note::Progress { bytes: self.bytes }.say()?;
+                told = Instant::now();
+            }
+        }
+        Ok(self.outcome(started.elapsed()))
+    }
+
+    fn has_room(&self) -> bool {
+        self.slots.iter().any(Option::is_none)
+            && self.rings.iter().any(|ring| ring.under_way() < ENTRIES)
+    }
+
+    /// Reads, maps and posts one block; false at the end of the input.
+    fn send_one(&mut self, input: &mut impl Read) -> anyhow::Result<bool> {
+        let mut original = Vec::with_capacity(usize::try_from(self.block_bytes)?);
+        input
+            .by_ref()
+            .take(self.block_bytes)
+            .read_to_end(&mut original)
+            .context("reading the file")?;
+        if original.is_empty() {
+            return Ok(false);
+        }
+        let slot = self
+            .slots
+            .iter()
+            .position(Option::is_none)
+            .expect("has_room() said so");
+        self.stage(slot, &original)?;
+        let spec = MapSpec {
+            keep_offset: true,
+            ..MapSpec::new(
+                self.buffer.memory().id(),
+                self.place(slot),
+                original.len() as u64,
+                Direction::from(self.way),
+            )
+        };
+        let started = Instant::now();
+        let mapping = self.session.map(spec)?;
+        record(&mut self.maps, started);
+        let (block, device) = (self.blocks, self.least_busy());
+        let job = Job {
+            iova: mapping.iova().get(),
+            len_bytes: mapping.len_bytes(),
+            block,
+            slot: slot as u64,
+        };
+        self.rings[device].post(job)?;
+        self.slots[slot] = Some(UnderWay {
+            mapping,
+            device,
+            block,
+            original,
+        });
+        self.blocks += 1;
+        Ok(true)
+    }
+
+    fn least_busy(&self) -> usize {
+        let busy = |device: &usize| self.rings[*device].under_way();
+        (0..self.rings.len())
+            .min_by_key(busy)
+            .expect("there is at least one device")
+    }
+
+    /// Where the block of a slot begins in the registered memory: at an odd
+    /// place, between two guards.
+    fn place(&self, slot: usize) -> u64 {
+        slot as u64 * (self.block_bytes + 2 * GUARD_BYTES) + GUARD_BYTES
+    }
+
+    fn stage(&self, slot: usize, original: &[u8]) -> anyhow::Result<()> {
+        let place = self.place(slot);
+        self.buffer.copy_in(place - GUARD_BYTES, &GUARD)?;
+        self.buffer.copy_in(place, original)?;
+        Ok(self.buffer.copy_in(place + original.len() as u64, &GUARD)?)
+    }
+
+    /// Takes back every block that is done.
+    fn collect_all(&mut self) -> anyhow::Result<u64> {
+        let mut collected = 0;
+        for device in 0..self.rings.len() {
+            while let Some(done) = self.rings[device].collect()? {
+                self.take_back(device, done)?;
+                collected += 1;
+            }
+        }
+        Ok(collected)
+    }
+
+    fn take_back(&mut self, device: usize, done: Done) -> anyhow::Result<()> {
+        let slot = usize::try_from(done.slot)?;
+        let is_its = |under_way: &&mut Option<UnderWay>| {
+            under_way
+                .as_ref()
+                .is_some_and(|block| block.device == device && block.block == done.block)
+        };
+        let mine = self
+            .slots
+            .get_mut(slot)
+            .filter(is_its)
+            .and_then(Option::take);
+        let UnderWay {
+            mapping,
+            block,
+            original,
+            ..
+        } = mine.with_context(|| {
+            format!(
+                "device {device} hands back block {} in slot {slot}, which it did not have",
+                done.block
+            )
+        })?;
+        let written = (self.way == Way::FromDevice).then_some(original.len() as u64);
+        let started = Instant::now();
+        mapping.unmap(written).map_err(Error::from)?;
+        record(&mut self.unmaps, started);
+        self.verify(slot, device as u64, block, &original, done.checksum)?;
+        self.bytes += original.len() as u64;
+        self.sharers[0].blocks += 1;
+        self.sharers[1 + device].blocks += 1;
+        Ok(())
+    }
+
+    /// Exactly the right bytes came back, nothing beside them was touched, and
+    /// undone they are the file again.
+    fn verify(
+        &self,
+        slot: usize,
+        device: u64,
+        block: u64,
+        original: &[u8],
+        checksum: u64,
+    ) -> anyhow::Result<()> {
+        let mut came = vec![0; original.len() + 2 * GUARD.len()];
+        self.buffer
+            .copy_out(self.place(slot) - GUARD_BYTES, &mut came)?;
+        let (before, rest) = came.split_at_mut(GUARD.len());
+        let (came, behind) = rest.split_at_mut(original.len());
+        let untouched = *before == GUARD && *behind == GUARD;
+        ensure!(
+            untouched,
+            "block {block}: bytes beside the buffer were changed"
+        );
+        ensure!(
+            u64::from(crc32c::crc32c(came)) == checksum,
+            "block {block}: not what device {device} left"
+        );
+        match self.way {
+            Way::Both => Key::of(device, block).apply(0, came),
+            Way::ToDevice => {}
+            Way::FromDevice => {
+                Key::of(device, block).apply(0, came);
+                ensure!(
+                    came.iter().all(|byte| *byte == 0),
+                    "block {block}: not device {device}'s pattern"
+                );
+                return Ok(());
+            }
+        }
+        ensure!(
+            came == original,
+            "block {block}: undone it differs from the file"
+        );
+        Ok(())
+    }
+
+    /// Sleeps until a device rings; looks after them if none does.
+    fn wait(&self, rung: u32, moved_at: Instant) -> anyhow::Result<()> {
+        self.board.wait(rung, IDLE)?;
+        if moved_at.elapsed() < IDLE {
+            return Ok(());
+        }
+        if let Some(ended) = self.session.is_ended() {
+            bail!("the driver's session: {ended}");
+        }
+        let attached = self.attached()?;
+        let is_there = |pid: i32| {
+            attached
+                .iter()
+                .any(|session| session.peer.as_ref().is_some_and(|peer| peer.pid == pid))
+        };
+        for sharer in &self.sharers {
+            ensure!(is_there(sharer.pid), lost(sharer.pid));
+        }
+        let busy: Vec<_> = self
+            .rings
+            .iter()
+            .zip(&self.sharers[1..])
+            .filter(|(ring, _)| ring.under_way() > 0)
+            .collect();
+        let pids: Vec<_> = busy.iter().map(|(_, sharer)| sharer.pid).collect();
+        ensure!(
+            moved_at.elapsed() < STALL_LIMIT,
+            "devices {pids:?} have done nothing for {STALL_LIMIT:?}"
+        );
+        Ok(())
+    }
+
+    fn outcome(&self, elapsed: Duration) -> Outcome {
+        Outcome {
+            bytes: self.bytes,
+            blocks: self.blocks,
+            elapsed_ns: nanos(elapsed),
+            map_latency_ns: percentiles(&self.maps),
+            unmap_latency_ns: percentiles(&self.unmaps),
+            sharers: self.sharers.clone(),
+        }
+    }
+}
+
+fn lost(pid: i32) -> String {
+    format!(
+        "the device with pid {pid} is gone: its session has ended while it had blocks of the driver"
+    )
+}
+
+fn record(histogram: &mut Histogram<u64>, started: Instant) {
+    // It resizes itself; the only values it refuses are beyond centuries.
+    let _ = histogram.record(nanos(started.elapsed()));
+}
+
+fn percentiles(histogram: &Histogram<u64>) -> Latency {
+    Latency {
+        p50: histogram.value_at_quantile(0.5),
+        p99: histogram.value_at_quantile(0.99),
+        max: histogram.max(),
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_under_way_fit_into_bounded_memory_and_into_the_rings() {
+        for devices in [1, 2, 64] {
+            for block in [1, 4096, 64 << 10, 1 << 20, 16 << 20] {
+                let slots = slots(devices, block);
+                assert!(slots >= 1 && slots * block <= UNDER_WAY_BYTES);
+                assert!(slots <= devices * u64::from(ENTRIES));
+            }
+        }
+    }
+}

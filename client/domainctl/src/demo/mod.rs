@@ -1,0 +1,135 @@
+//! `domainctl demo`: a file goes through a domain, across real processes.
+//!
+//! This process only arranges and watches. The driver and the devices are
+//! processes of their own (this program again, with hidden commands), each of
+//! which attaches by itself and touches nothing but its session:
+//!
+//! ```text
+//! FILE -> driver: registered memory -> [daemon copies] -> bounce aperture
+//!                                                           | in place
+//!         driver: compares, undoes  <- [daemon copies] <- devices
+//!                       ^--- rings in coherent memory ---^
+//! ```
+
+mod arrange;
+mod board;
+mod device;
+mod driver;
+mod notes;
+mod report;
+mod transform;
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use domain_core::Direction;
+
+use crate::cli::Global;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::size;
+
+pub(crate) use self::device::DeviceArgs;
+pub(crate) use self::driver::DriverArgs;
+
+/// Blocks above this would not leave the driver's memory bounded.
+const BLOCK_BYTES_MOST: u64 = 16 << 20;
+const DEVICES_MOST: u64 = 64;
+
+/// What to move, and how.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// The file, or - for standard input
+    #[arg(value_name = "FILE")]
+    file: std::path::PathBuf,
+    /// How many device processes share the domain
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=DEVICES_MOST))]
+    devices: u64,
+    /// How many bytes are mapped at a time, at most 16MiB
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = block_bytes)]
+    block: u64,
+    /// Which way the bytes travel
+    #[arg(long, value_enum, default_value_t)]
+    direction: Way,
+}
+
+/// Which way the bytes of a mapping travel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Way {
+    /// Devices transform the blocks in place
+    #[default]
+    Both,
+    /// Devices only read and checksum
+    ToDevice,
+    /// Devices write a pattern of their own
+    FromDevice,
+}
+
+impl From<Way> for Direction {
+    fn from(way: Way) -> Direction {
+        match way {
+            Way::Both => Direction::Bidirectional,
+            Way::ToDevice => Direction::ToDevice,
+            Way::FromDevice => Direction::FromDevice,
+        }
+    }
+}
+
+/// Runs the demo.
+pub(crate) async fn run(args: DemoArgs, global: &Global) -> Result<ExitCode, Failure> {
+    let report = arrange::run(&args, global).await.map_err(failure)?;
+    report.print(global)?;
+    Ok(Exit::Ok.into())
+}
+
+/// Runs the driver, on a thread that may block.
+pub(crate) async fn driver(args: DriverArgs) -> Result<ExitCode, Failure> {
+    on_a_thread(move || driver::run(&args)).await
+}
+
+/// Runs one device, on a thread that may block.
+pub(crate) async fn device(args: DeviceArgs) -> Result<ExitCode, Failure> {
+    on_a_thread(move || device::run(&args)).await
+}
+
+async fn on_a_thread(
+    work: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+) -> Result<ExitCode, Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|panic| Failure::of(Exit::Error, &panic))?
+        .map_err(failure)?;
+    Ok(Exit::Ok.into())
+}
+
+/// An error of the daemon keeps its exit code, everything else is 1.
+fn failure(error: anyhow::Error) -> Failure {
+    let refused = error
+        .downcast_ref::<domaind_client::Error>()
+        .and_then(domaind_client::Error::code);
+    Failure::new(
+        refused.map_or(Exit::Error, Exit::from),
+        format!("{error:#}"),
+    )
+}
+
+fn block_bytes(text: &str) -> Result<u64, String> {
+    let bytes = size::parse(text).map_err(|error| error.to_string())?;
+    if !(1..=BLOCK_BYTES_MOST).contains(&bytes) {
+        return Err(format!(
+            "{bytes} bytes; a block has 1 to {BLOCK_BYTES_MOST}"
+        ));
+    }
+    Ok(bytes)
+}
+
+/// A child that outlives who started it would serve nobody.
+fn die_with_parent(parent: i32) -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // It may have died before the line above.
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+    anyhow::ensure!(
+        now == Some(parent),
+        "the process that started this one has ended"
+    );
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! The daemon itself, as people see it.
+
+use domaind_proto::v1;
+
+use super::{Sheet, Style, View, yes_no};
+use crate::size::exact;
+use crate::time::{age, utc};
+
+impl View for v1::Info {
+    fn text(&self, style: &Style) -> String {
+        let mut sheet = Sheet::default();
+        process(&mut sheet, self, style);
+        holdings(&mut sheet, self);
+        let features = self.features.unwrap_or_default();
+        sheet
+            .title("Kernel")
+            .under("MFD_NOEXEC_SEAL (6.3)", yes_no(features.memfd_noexec_seal))
+            .under("SO_PEERPIDFD (6.5)", yes_no(features.peer_pidfd))
+            .under("pidfd inodes (6.9)", yes_no(features.pidfd_inode));
+        sheet.render()
+    }
+
+    /// There is one daemon; its name is its instance.
+    fn names(&self) -> Vec<String> {
+        vec![format!("instances/{}", self.instance)]
+    }
+}
+
+fn process(sheet: &mut Sheet, info: &v1::Info, style: &Style) {
+    let started = info.start_time_unix_ms;
+    sheet
+        .value("Version", &info.version)
+        .value("Instance", &info.instance)
+        .value("Pid", info.pid)
+        .value(
+            "Started",
+            format!("{} ({} ago)", utc(started), age(started, style.now_ms)),
+        )
+        .value("Runtime directory", &info.runtime_dir)
+        .value("Open fds", info.open_fds)
+        .value("Threads", info.threads);
+}
+
+fn holdings(sheet: &mut Sheet, info: &v1::Info) {
+    sheet
+        .title("Holds")
+        .under("Domains", info.domains)
+        .under("Sessions", info.sessions)
+        .under("Streaming mappings", info.streaming_mappings)
+        .under("Coherent allocations", info.coherent_allocations)
+        .under("Memories", info.memories)
+        .under("Region memory", exact(info.region_bytes))
+        .under("Region budget", exact(info.region_budget_bytes));
+}

@@ -1,0 +1,164 @@
+//! Sessions as people see them.
+
+use domaind_proto::v1;
+
+use super::list::Row;
+use super::{Sheet, Style, View, bare, word, yes_no};
+use crate::time::{age, utc};
+
+impl Row for v1::Session {
+    const PLURAL: &'static str = "sessions";
+
+    fn headers(style: &Style) -> Vec<&'static str> {
+        let mut headers = vec![
+            "SESSION", "DOMAIN", "ROLE", "ACCESS", "PID", "UID", "MAPPINGS", "AGE",
+        ];
+        if style.wide() {
+            headers.extend(["STREAMING", "COHERENT", "MEMORIES", "GID", "ENFORCED"]);
+        }
+        headers
+    }
+
+    fn cells(&self, style: &Style) -> Vec<String> {
+        let peer = self.peer.unwrap_or_default();
+        let mut cells = vec![
+            bare(&self.name).to_owned(),
+            bare(&self.domain).to_owned(),
+            role(self),
+            access(self),
+            peer.pid.to_string(),
+            peer.uid.to_string(),
+            (self.streaming_mappings + self.coherent_allocations).to_string(),
+            age(self.attach_time_unix_ms, style.now_ms),
+        ];
+        if style.wide() {
+            cells.extend([
+                self.streaming_mappings.to_string(),
+                self.coherent_allocations.to_string(),
+                self.memories.to_string(),
+                peer.gid.to_string(),
+                yes_no(self.access_enforced).to_owned(),
+            ]);
+        }
+        cells
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+/// All that is known of a session. Serialises as the session.
+#[derive(Debug, serde::Serialize)]
+#[serde(transparent)]
+pub(crate) struct SessionSheet(pub(crate) v1::Session);
+
+impl View for SessionSheet {
+    fn text(&self, style: &Style) -> String {
+        let session = &self.0;
+        let attached = session.attach_time_unix_ms;
+        let mut sheet = Sheet::default();
+        sheet
+            .value("Session", bare(&session.name))
+            .value("Domain", bare(&session.domain))
+            .value("Role", role(session))
+            .value("Access", access(session))
+            .value("Access enforced", yes_no(session.access_enforced))
+            .value(
+                "Attached",
+                format!("{} ({} ago)", utc(attached), age(attached, style.now_ms)),
+            );
+        peer(&mut sheet, session);
+        sheet
+            .title("Holds")
+            .under("Streaming mappings", session.streaming_mappings)
+            .under("Coherent allocations", session.coherent_allocations)
+            .under("Memories", session.memories);
+        sheet.render()
+    }
+
+    fn names(&self) -> Vec<String> {
+        vec![self.0.name.clone()]
+    }
+}
+
+fn peer(sheet: &mut Sheet, session: &v1::Session) {
+    let peer = session.peer.unwrap_or_default();
+    sheet
+        .title("Process")
+        .under("Pid", peer.pid)
+        .under("Uid", peer.uid)
+        .under("Gid", peer.gid);
+    if peer.pidfd_inode != 0 {
+        sheet.under("Pidfd inode", peer.pidfd_inode);
+    }
+}
+
+fn role(session: &v1::Session) -> String {
+    word(session.role().as_str_name(), "ROLE_")
+}
+
+fn access(session: &v1::Session) -> String {
+    word(session.access().as_str_name(), "ACCESS_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::List;
+    use super::*;
+    use crate::cli::Format;
+
+    fn session() -> v1::Session {
+        v1::Session {
+            name: "sessions/7".to_owned(),
+            domain: "domains/d0".to_owned(),
+            role: v1::Role::Driver.into(),
+            access: v1::Access::ReadWrite.into(),
+            access_enforced: true,
+            peer: Some(v1::Peer {
+                pid: 4242,
+                uid: 1000,
+                gid: 100,
+                pidfd_inode: 99,
+            }),
+            attach_time_unix_ms: 1000,
+            streaming_mappings: 2,
+            coherent_allocations: 1,
+            memories: 1,
+        }
+    }
+
+    fn style(format: Format) -> Style {
+        Style {
+            format,
+            headers: true,
+            now_ms: 31_000,
+        }
+    }
+
+    #[test]
+    fn a_session_is_a_line_of_a_table() {
+        let text = List::of(vec![session()]).text(&style(Format::Table));
+        assert_eq!(
+            text,
+            "SESSION   DOMAIN   ROLE     ACCESS       PID    UID    MAPPINGS   AGE\n\
+             7         d0       driver   read-write   4242   1000   3          30s\n"
+        );
+    }
+
+    #[test]
+    fn every_column_has_a_header() {
+        for format in [Format::Table, Format::Wide] {
+            let style = style(format);
+            let headers = <v1::Session as Row>::headers(&style);
+            assert_eq!(headers.len(), session().cells(&style).len());
+        }
+    }
+
+    #[test]
+    fn a_description_says_who_the_kernel_says_it_is() {
+        let text = SessionSheet(session()).text(&style(Format::Table));
+        assert!(text.contains("Process:\n  Pid:"), "{text}");
+        assert!(text.contains("4242\n"), "{text}");
+    }
+}

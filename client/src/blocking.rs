@@ -1,0 +1,287 @@
+//! The same for programs without an async runtime: each type owns a share of
+//! one, with a single thread, and waits on it.
+//!
+//! Not for async code: every method panics there, and so may a drop. Methods
+//! have the names, meanings and errors of their async counterparts; what does
+//! not wait is reached through `Deref`.
+
+use std::io;
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use domain_core::addr::Iova;
+use domain_core::batch::BatchMode;
+use domain_core::coherent::CoherentSpec;
+use domain_core::mapping::MappingId;
+use domain_core::region::Access;
+use domain_core::session::Role;
+use domain_core::streaming::{MapSpec, UnmapSpec};
+use domaind_proto::names::DomainId;
+use domaind_proto::paths::RuntimeDir;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::error::{Ended, Error, Kept};
+use crate::memory::Memory;
+
+/// See [`crate::Client`].
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: crate::Client,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::Session`].
+#[derive(Clone, Debug)]
+pub struct Session {
+    inner: crate::Session,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::Mapping`].
+#[derive(Debug)]
+#[must_use = "a dropped mapping is unmapped, and nothing flows back"]
+pub struct Mapping {
+    inner: crate::Mapping,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::Coherent`].
+#[derive(Debug)]
+#[must_use = "dropped coherent memory is freed, unless it is persistent"]
+pub struct Coherent {
+    inner: crate::Coherent,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::Buffer`].
+#[derive(Debug)]
+pub struct Buffer {
+    inner: crate::Buffer,
+    /// The session that the buffer keeps alive needs it.
+    _runtime: Arc<Runtime>,
+}
+
+/// Adds the runtime to what came from it.
+macro_rules! with_runtime {
+    ($name:ident, $inner:expr, $runtime:expr) => {
+        $name {
+            inner: $inner,
+            runtime: Arc::clone($runtime),
+        }
+    };
+}
+
+impl Client {
+    /// See [`crate::Client::connect`].
+    ///
+    /// # Errors
+    /// As there, and [`Error::Runtime`] when no thread can be had.
+    pub fn connect(dir: &RuntimeDir) -> Result<Client, Error> {
+        let runtime = runtime().map_err(Error::Runtime)?;
+        let inner = runtime.block_on(crate::Client::connect(dir))?;
+        Ok(with_runtime!(Client, inner, &runtime))
+    }
+
+    /// See [`crate::Client::connect_admin`].
+    ///
+    /// # Errors
+    /// As there, and [`Error::Runtime`] when no thread can be had.
+    pub fn connect_admin(dir: &RuntimeDir) -> Result<Client, Error> {
+        let runtime = runtime().map_err(Error::Runtime)?;
+        let inner = runtime.block_on(crate::Client::connect_admin(dir))?;
+        Ok(with_runtime!(Client, inner, &runtime))
+    }
+
+    /// See [`crate::Client::attach`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attach(&self, domain: &DomainId, role: Role, access: Access) -> Result<Session, Error> {
+        let attach = self.inner.attach(domain, role, access);
+        let inner = self.runtime.block_on(attach)?;
+        Ok(with_runtime!(Session, inner, &self.runtime))
+    }
+
+    /// Waits for anything else on the client's runtime, such as a call of
+    /// [`crate::Client::domains`].
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+}
+
+impl Session {
+    /// See [`crate::Session::register`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn register(&self, memfd: OwnedFd, writable: bool) -> Result<Memory, Error> {
+        self.runtime.block_on(self.inner.register(memfd, writable))
+    }
+
+    /// See [`crate::Session::unregister`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unregister(&self, memory: Memory) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.unregister(memory))
+    }
+
+    /// See [`crate::Session::buffer`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn buffer(&self, len_bytes: u64) -> Result<Buffer, Error> {
+        let inner = self.runtime.block_on(self.inner.buffer(len_bytes))?;
+        Ok(Buffer {
+            inner,
+            _runtime: Arc::clone(&self.runtime),
+        })
+    }
+
+    /// See [`crate::Session::map`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map(&self, spec: MapSpec) -> Result<Mapping, Error> {
+        let inner = self.runtime.block_on(self.inner.map(spec))?;
+        Ok(with_runtime!(Mapping, inner, &self.runtime))
+    }
+
+    /// See [`crate::Session::map_batch`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map_batch(
+        &self,
+        specs: &[MapSpec],
+        mode: BatchMode,
+    ) -> Result<Vec<Result<Mapping, Error>>, Error> {
+        let mapped = self.runtime.block_on(self.inner.map_batch(specs, mode))?;
+        let wrap = |mapping| with_runtime!(Mapping, mapping, &self.runtime);
+        Ok(mapped.into_iter().map(|one| one.map(wrap)).collect())
+    }
+
+    /// See [`crate::Session::unmap`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unmap(&self, spec: UnmapSpec) -> Result<u64, Error> {
+        self.runtime.block_on(self.inner.unmap(spec))
+    }
+
+    /// See [`crate::Session::alloc_coherent`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn alloc_coherent(&self, spec: CoherentSpec) -> Result<Coherent, Error> {
+        let inner = self.runtime.block_on(self.inner.alloc_coherent(spec))?;
+        Ok(with_runtime!(Coherent, inner, &self.runtime))
+    }
+
+    /// See [`crate::Session::free_coherent`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn free_coherent(&self, iova: Iova, id: MappingId) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.free_coherent(iova, id))
+    }
+
+    /// See [`crate::Session::ended`].
+    #[must_use]
+    pub fn ended(&self) -> Ended {
+        self.runtime.block_on(self.inner.ended())
+    }
+
+    /// See [`crate::Session::detach`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn detach(self) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.detach())
+    }
+}
+
+impl Mapping {
+    /// See [`crate::Mapping::unmap`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unmap(self, written_bytes: Option<u64>) -> Result<u64, Kept<Mapping>> {
+        let Mapping { inner, runtime } = self;
+        let unmapped = runtime.block_on(inner.unmap(written_bytes));
+        unmapped.map_err(|kept| Kept {
+            guard: with_runtime!(Mapping, kept.guard, &runtime),
+            error: kept.error,
+        })
+    }
+
+    /// See [`crate::Mapping::sync_for_cpu`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sync_for_cpu(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
+        self.runtime
+            .block_on(self.inner.sync_for_cpu(offset, len_bytes))
+    }
+
+    /// See [`crate::Mapping::sync_for_device`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sync_for_device(&self, offset: u64, len_bytes: u64) -> Result<(), Error> {
+        self.runtime
+            .block_on(self.inner.sync_for_device(offset, len_bytes))
+    }
+
+    /// See [`crate::Mapping::into_parts`].
+    #[must_use]
+    pub fn into_parts(self) -> (Iova, MappingId) {
+        self.inner.into_parts()
+    }
+}
+
+impl Coherent {
+    /// See [`crate::Coherent::free`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn free(self) -> Result<(), Kept<Coherent>> {
+        let Coherent { inner, runtime } = self;
+        let freed = runtime.block_on(inner.free());
+        freed.map_err(|kept| Kept {
+            guard: with_runtime!(Coherent, kept.guard, &runtime),
+            error: kept.error,
+        })
+    }
+
+    /// See [`crate::Coherent::into_parts`].
+    #[must_use]
+    pub fn into_parts(self) -> (Iova, MappingId) {
+        self.inner.into_parts()
+    }
+}
+
+macro_rules! reaches {
+    ($($name:ident),*) => {$(
+        impl Deref for $name {
+            type Target = crate::$name;
+
+            fn deref(&self) -> &crate::$name {
+                &self.inner
+            }
+        }
+    )*};
+}
+
+reaches!(Client, Session, Mapping, Coherent, Buffer);
+
+/// One thread that receives, undoes and answers.
+fn runtime() -> io::Result<Arc<Runtime>> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("domaind-client")
+        .enable_all()
+        .build()?;
+    Ok(Arc::new(runtime))
+}

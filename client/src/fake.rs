@@ -1,0 +1,309 @@
+//! A daemon for tests: says what it is told to, right or wrong.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use domain_core::region::{Access, driver_memfd};
+use domain_core::session::Role;
+use domaind_proto::frame::FrameSocket;
+use domaind_proto::names::DomainId;
+use domaind_proto::paths::RuntimeDir;
+use domaind_proto::v1;
+use domaind_proto::v1::mapping_service_server::{MappingService, MappingServiceServer};
+use domaind_proto::v1::server_frame::Body;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::task::JoinHandle;
+use tonic::codegen::tokio_stream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+use crate::client::Client;
+use crate::session::Session;
+
+pub(crate) const PAGE: u64 = 4096;
+/// Where the bounce aperture of four pages begins; two pages of coherent
+/// memory lie above it.
+pub(crate) const BOUNCE: u64 = 0x10_0000;
+pub(crate) const COHERENT: u64 = BOUNCE + 4 * PAGE;
+
+/// A test waits for nothing longer than this.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// The daemon's end of an fd socket.
+#[derive(Debug)]
+pub(crate) struct FakePeer(FrameSocket);
+
+impl FakePeer {
+    /// Both ends: the client's first.
+    pub(crate) fn pair() -> (FrameSocket, FakePeer) {
+        let (client, daemon) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let client = FrameSocket::new(client).unwrap();
+        (client, FakePeer(FrameSocket::new(daemon).unwrap()))
+    }
+
+    pub(crate) async fn say(&self, request_id: u64, body: Body, fd: Option<&OwnedFd>) {
+        let frame = v1::ServerFrame {
+            request_id,
+            body: Some(body),
+        };
+        self.0.send(&frame, fd.map(AsFd::as_fd)).await.unwrap();
+    }
+
+    /// Says nothing more, but keeps listening.
+    pub(crate) fn fall_silent(&self) {
+        rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write).unwrap();
+    }
+
+    /// What the client says next; `None` when it has closed.
+    pub(crate) async fn hear(&self) -> Option<v1::ClientFrame> {
+        let heard = tokio::time::timeout(SOON, self.0.receive()).await;
+        let packet = heard.expect("the client says something").unwrap();
+        packet.map(|packet| packet.frame)
+    }
+
+    /// All of a handshake that lets the client in.
+    pub(crate) async fn welcome(&self) {
+        self.say(1, welcome(1), None).await;
+        self.say(2, attached(2), None).await;
+        let (bounce, coherent) = (memfd(4), memfd(2));
+        let kinds = [v1::RegionKind::Bounce, v1::RegionKind::Coherent];
+        self.say(2, region(kinds[0], BOUNCE, 4), Some(&bounce))
+            .await;
+        self.say(2, region(kinds[1], COHERENT, 2), Some(&coherent))
+            .await;
+        self.say(2, Body::Ready(v1::Ready { generation: 7 }), None)
+            .await;
+    }
+}
+
+pub(crate) fn memfd(pages: u64) -> OwnedFd {
+    driver_memfd("fake-region", pages * PAGE).unwrap()
+}
+
+pub(crate) fn welcome(version: u32) -> Body {
+    Body::Welcome(v1::Welcome {
+        version,
+        instance: "fake".to_owned(),
+        max_frame_bytes: 4096,
+    })
+}
+
+pub(crate) fn wire_range(start: u64, pages: u64) -> v1::IovaRange {
+    v1::IovaRange {
+        start,
+        last: start + pages * PAGE - 1,
+    }
+}
+
+pub(crate) fn attached(regions: u32) -> Body {
+    Body::Attached(v1::Attached {
+        session: "sessions/9".to_owned(),
+        token: vec![0xab; 16],
+        granule_bytes: PAGE,
+        bounce: Some(wire_range(BOUNCE, 4)),
+        coherent: Some(wire_range(COHERENT, 2)),
+        regions,
+        access_enforced: true,
+    })
+}
+
+pub(crate) fn region(kind: v1::RegionKind, start: u64, pages: u64) -> Body {
+    Body::Region(v1::Region {
+        kind: kind.into(),
+        range: Some(wire_range(start, pages)),
+        hugetlb: false,
+    })
+}
+
+/// A daemon on both public sockets, with one session.
+pub(crate) struct FakeDaemon {
+    pub(crate) session: Session,
+    pub(crate) peer: FakePeer,
+    pub(crate) calls: Arc<Calls>,
+    server: JoinHandle<()>,
+    _dir: TempDir,
+}
+
+impl FakeDaemon {
+    pub(crate) async fn start() -> FakeDaemon {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RuntimeDir::new(temp.path()).unwrap();
+        std::fs::create_dir(dir.public()).unwrap();
+        let calls = Arc::new(Calls::default());
+        let server = tokio::spawn(serve(&dir, Arc::clone(&calls)));
+        let listener = listen(&dir);
+        let domain = DomainId::new("d").unwrap();
+        let client = Client::connect(&dir).await.unwrap();
+        let attach = client.attach(&domain, Role::Driver, Access::ReadWrite);
+        let (session, peer) = tokio::join!(attach, accept(listener));
+        FakeDaemon {
+            session: session.unwrap(),
+            peer,
+            calls,
+            server,
+            _dir: temp,
+        }
+    }
+}
+
+impl Drop for FakeDaemon {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+fn listen(dir: &RuntimeDir) -> OwnedFd {
+    let kind = SocketType::SEQPACKET;
+    let listener = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    let address = SocketAddrUnix::new(dir.fd_socket()).unwrap();
+    rustix::net::bind(&listener, &address).unwrap();
+    rustix::net::listen(&listener, 1).unwrap();
+    listener
+}
+
+async fn accept(listener: OwnedFd) -> FakePeer {
+    let accepted = tokio::task::spawn_blocking(move || rustix::net::accept(&listener).unwrap());
+    let peer = FakePeer(FrameSocket::new(accepted.await.unwrap()).unwrap());
+    peer.welcome().await;
+    // Hello and Attach, which were said meanwhile.
+    peer.hear().await;
+    peer.hear().await;
+    peer
+}
+
+fn serve(dir: &RuntimeDir, calls: Arc<Calls>) -> impl Future<Output = ()> + use<> {
+    let listener = UnixListener::bind(dir.api_socket()).unwrap();
+    async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let incoming = tokio_stream::StreamExt::chain(
+            tokio_stream::once(Ok::<_, std::io::Error>(stream)),
+            tokio_stream::pending(),
+        );
+        let service = MappingServiceServer::from_arc(calls);
+        let server = Server::builder().add_service(service);
+        server.serve_with_incoming(incoming).await.unwrap();
+    }
+}
+
+/// What the gRPC side was asked, and what it shall say.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    /// Entries of Unmap, in the order in which they came.
+    pub(crate) unmapped: Mutex<Vec<v1::UnmapEntry>>,
+    /// Mapping ids of FreeCoherent.
+    pub(crate) freed: Mutex<Vec<u64>>,
+    /// Refusals for the next entries of Unmap; without one an entry succeeds.
+    pub(crate) refuse_unmaps: Mutex<VecDeque<v1::Refusal>>,
+    /// Map and AllocCoherent answer after so long.
+    pub(crate) delay: Mutex<Duration>,
+    /// Map never answers.
+    pub(crate) hang: Mutex<bool>,
+    next_id: Mutex<u64>,
+}
+
+impl Calls {
+    fn next_id(&self) -> u64 {
+        let mut next = self.next_id.lock().unwrap();
+        *next += 1;
+        *next
+    }
+
+    async fn wait(&self) {
+        if *self.hang.lock().unwrap() {
+            pending::<()>().await;
+        }
+        let delay = *self.delay.lock().unwrap();
+        tokio::time::sleep(delay).await;
+    }
+
+    fn unmap_one(&self, entry: v1::UnmapEntry) -> v1::UnmapResult {
+        self.unmapped.lock().unwrap().push(entry);
+        v1::UnmapResult {
+            copied_bytes: entry.written_bytes.unwrap_or(0),
+            refusal: self.refuse_unmaps.lock().unwrap().pop_front(),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl MappingService for Calls {
+    async fn map(
+        &self,
+        request: Request<v1::MapRequest>,
+    ) -> Result<Response<v1::MapResponse>, Status> {
+        // A handler that is dropped at its first await did nothing.
+        let results = request.into_inner().entries.into_iter().map(|entry| {
+            let mapping = v1::StreamingMapping {
+                mapping_id: self.next_id(),
+                iova: BOUNCE,
+                len_bytes: entry.len_bytes,
+            };
+            let outcome = Some(v1::map_result::Outcome::Mapping(mapping));
+            v1::MapResult { outcome }
+        });
+        let results = results.collect();
+        self.wait().await;
+        Ok(Response::new(v1::MapResponse { results }))
+    }
+
+    async fn unmap(
+        &self,
+        request: Request<v1::UnmapRequest>,
+    ) -> Result<Response<v1::UnmapResponse>, Status> {
+        let v1::UnmapRequest { entries, partial } = request.into_inner();
+        let results: Vec<_> = entries.into_iter().map(|e| self.unmap_one(e)).collect();
+        match results.iter().find_map(|result| result.refusal.clone()) {
+            Some(refusal) if !partial => Err(refusal.into()),
+            _ => Ok(Response::new(v1::UnmapResponse { results })),
+        }
+    }
+
+    async fn sync(
+        &self,
+        _: Request<v1::SyncRequest>,
+    ) -> Result<Response<v1::SyncResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn alloc_coherent(
+        &self,
+        request: Request<v1::AllocCoherentRequest>,
+    ) -> Result<Response<v1::AllocCoherentResponse>, Status> {
+        let allocated = v1::AllocCoherentResponse {
+            mapping_id: self.next_id(),
+            iova: COHERENT,
+            len_bytes: request.get_ref().len_bytes,
+        };
+        self.wait().await;
+        Ok(Response::new(allocated))
+    }
+
+    async fn free_coherent(
+        &self,
+        request: Request<v1::FreeCoherentRequest>,
+    ) -> Result<Response<v1::FreeCoherentResponse>, Status> {
+        self.freed
+            .lock()
+            .unwrap()
+            .push(request.get_ref().mapping_id);
+        Ok(Response::new(v1::FreeCoherentResponse {}))
+    }
+
+    async fn list_mappings(
+        &self,
+        _: Request<v1::ListMappingsRequest>,
+    ) -> Result<Response<v1::ListMappingsResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+}

@@ -1,0 +1,341 @@
+//! One attached process: its memory, its calls, its end.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain_core::addr::{Granule, Iova, IovaRange};
+use domain_core::region::{Access, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut};
+use domain_core::session::{Role, SessionId};
+use domaind_proto::frame::FrameSocket;
+use domaind_proto::names::{DomainId, session_name};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tonic::{Response, Status};
+
+use crate::apertures::{AddressError, Apertures};
+use crate::client::{Client, SessionCalls};
+use crate::connection::Connection;
+use crate::error::{EndReason, Ended, Error};
+use crate::handshake::{self, Attachment, Facts};
+use crate::undo::{Reaper, Undo};
+
+/// How long a daemon may take to let a session in.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// This process, attached to one domain. Cheap to clone; usable from several
+/// tasks and threads.
+///
+/// The session ends when the last clone and the last guard
+/// ([`Mapping`](crate::Mapping), [`Coherent`](crate::Coherent),
+/// [`Buffer`](crate::Buffer)) are dropped (as soon as its runtime has undone
+/// what they left), on [`Session::detach`], or when the daemon says so. Then
+/// the daemon releases all that it held. What was mapped of the domain's
+/// memory stays readable here as long as a handle or guard exists.
+///
+/// Calls run to their end on the runtime in which the session was attached,
+/// even if whoever waits for them is cancelled.
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl Session {
+    pub(crate) async fn attach(
+        client: &Client,
+        domain: &DomainId,
+        role: Role,
+        access: Access,
+    ) -> Result<Session, Error> {
+        let path = client.runtime_dir().fd_socket();
+        let socket =
+            FrameSocket::connect(&path).map_err(|cause| Error::NoDaemon { path, cause })?;
+        let handshake = handshake::attach(&socket, domain, role, access);
+        let attached = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+        let attachment = attached.map_err(|_| Error::Timeout {
+            what: "the handshake",
+            after: HANDSHAKE_TIMEOUT,
+        })??;
+        Ok(Session::start(client, socket, attachment))
+    }
+
+    fn start(client: &Client, socket: FrameSocket, attachment: Attachment) -> Session {
+        let connection = Arc::new(Connection::new(socket));
+        let calls = client.session_calls(attachment.token);
+        let (undo, queue) = mpsc::unbounded_channel();
+        let reaper = Reaper {
+            queue,
+            calls: calls.clone(),
+            connection: Arc::clone(&connection),
+        };
+        tokio::spawn(reaper.run());
+        Session {
+            inner: Arc::new(Inner {
+                facts: attachment.facts,
+                apertures: attachment.apertures,
+                connection,
+                calls,
+                undo,
+                runtime: Handle::current(),
+            }),
+        }
+    }
+
+    /// Its number on this node.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.inner.facts.id
+    }
+
+    /// Its resource name, `sessions/{session}`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        session_name(self.id())
+    }
+
+    /// The domain it is attached to.
+    #[must_use]
+    pub fn domain(&self) -> &DomainId {
+        &self.inner.facts.domain
+    }
+
+    /// What it is there.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.inner.facts.role
+    }
+
+    /// How it may touch the domain's memory.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.inner.facts.access
+    }
+
+    /// False when read-only access is advisory.
+    #[must_use]
+    pub fn access_enforced(&self) -> bool {
+        self.inner.facts.access_enforced
+    }
+
+    /// Generation of the IOTLB when the session was attached.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.inner.facts.generation
+    }
+
+    /// The domain's unit of allocation.
+    #[must_use]
+    pub fn granule(&self) -> Granule {
+        self.inner.facts.granule
+    }
+
+    /// Where streaming mappings appear; `None` if the domain has no such
+    /// aperture.
+    #[must_use]
+    pub fn bounce(&self) -> Option<IovaRange> {
+        self.inner.apertures.bounce_range()
+    }
+
+    /// Where coherent memory lies; `None` if the domain has no such aperture.
+    #[must_use]
+    pub fn coherent(&self) -> Option<IovaRange> {
+        self.inner.apertures.coherent_range()
+    }
+
+    /// Copies the domain's bytes at `iova` out. A subtraction and a copy: no
+    /// call, no system call.
+    ///
+    /// Other processes may write the same bytes meanwhile, and then the copy
+    /// holds a mixture. Threads of this process must not: give each range one
+    /// owner at a time. Nothing here knows whether the range is mapped for
+    /// anybody; after the session's end the bytes may be anything.
+    ///
+    /// # Errors
+    /// [`AddressError`] if not all of it lies in one aperture, backed.
+    pub fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), AddressError> {
+        self.inner.apertures.read(iova, into)
+    }
+
+    /// Copies bytes into the domain at `iova`. Otherwise as
+    /// [`Session::read`].
+    ///
+    /// # Errors
+    /// [`AddressError`], also if the session is read-only.
+    pub fn write(&self, iova: Iova, from: &[u8]) -> Result<(), AddressError> {
+        self.inner.apertures.write(iova, from)
+    }
+
+    /// The 32-bit word at `iova`, to load and to wait on.
+    ///
+    /// # Errors
+    /// [`AddressError`], also if `iova` is not a multiple of 4.
+    pub fn word32(&self, iova: Iova) -> Result<SharedU32<'_>, AddressError> {
+        self.inner.apertures.word32(iova)
+    }
+
+    /// The 32-bit word at `iova`, to load, store, wait on and wake.
+    ///
+    /// # Errors
+    /// As [`Session::word32`], also if the session is read-only.
+    pub fn word32_mut(&self, iova: Iova) -> Result<SharedU32Mut<'_>, AddressError> {
+        self.inner.apertures.word32_mut(iova)
+    }
+
+    /// The 64-bit word at `iova`, to load.
+    ///
+    /// # Errors
+    /// [`AddressError`], also if `iova` is not a multiple of 8.
+    pub fn word64(&self, iova: Iova) -> Result<SharedU64<'_>, AddressError> {
+        self.inner.apertures.word64(iova)
+    }
+
+    /// The 64-bit word at `iova`, to load and store.
+    ///
+    /// # Errors
+    /// As [`Session::word64`], also if the session is read-only.
+    pub fn word64_mut(&self, iova: Iova) -> Result<SharedU64Mut<'_>, AddressError> {
+        self.inner.apertures.word64_mut(iova)
+    }
+
+    /// Resolves when the session has ended, and says how. Cancel safe.
+    pub async fn ended(&self) -> Ended {
+        self.inner.connection.ended().await
+    }
+
+    /// How the session ended; `None` while it lives.
+    #[must_use]
+    pub fn is_ended(&self) -> Option<Ended> {
+        self.inner.connection.is_ended()
+    }
+
+    /// Ends the session in order, for all clones and guards, and waits until
+    /// the daemon has released everything. If it is cancelled the session ends
+    /// all the same.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] if the session had ended otherwise before.
+    pub async fn detach(self) -> Result<(), Error> {
+        let ended = self.inner.connection.detach().await;
+        match ended.reason {
+            EndReason::Detached => Ok(()),
+            _ => Err(Error::Ended(ended)),
+        }
+    }
+}
+
+/// What all handles and guards of a session share.
+pub(crate) struct Inner {
+    facts: Facts,
+    apertures: Apertures,
+    pub(crate) connection: Arc<Connection>,
+    calls: SessionCalls,
+    undo: mpsc::UnboundedSender<Undo>,
+    /// Where the session was attached.
+    runtime: Handle,
+}
+
+impl Inner {
+    /// Runs `work` to its end, even if whoever waits here is cancelled. What
+    /// it returns is then dropped: guards undo themselves.
+    pub(crate) async fn finish<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Error> {
+        joined(self.runtime.spawn(work)).await
+    }
+
+    /// As `finish`, for work that blocks its thread.
+    pub(crate) async fn finish_blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        joined(self.runtime.spawn_blocking(work)).await
+    }
+
+    /// Waits for a call of this session, but not past the session's end.
+    pub(crate) async fn call<T>(
+        &self,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        if let Some(ended) = self.connection.is_ended() {
+            return Err(Error::Ended(ended));
+        }
+        tokio::select! {
+            biased; // an answer that came is worth more than the end behind it
+            answer = answer => match answer {
+                Ok(response) => Ok(response.into_inner()),
+                Err(status) => Err(self.is_ended_or(status.into())),
+            },
+            ended = self.connection.ended() => Err(Error::Ended(ended)),
+        }
+    }
+
+    /// The way to the daemon, with the session's token.
+    pub(crate) fn calls(&self) -> SessionCalls {
+        self.calls.clone()
+    }
+
+    /// Never waits. After the session's end there is nothing left to undo.
+    pub(crate) fn undo_later(&self, undo: Undo) {
+        let _ = self.undo.send(undo);
+    }
+
+    pub(crate) fn bounce(&self) -> Option<IovaRange> {
+        self.apertures.bounce_range()
+    }
+
+    pub(crate) fn coherent(&self) -> Option<IovaRange> {
+        self.apertures.coherent_range()
+    }
+
+    /// The end of a session explains the failure of its calls.
+    fn is_ended_or(&self, error: Error) -> Error {
+        self.connection.is_ended().map_or(error, Error::Ended)
+    }
+}
+
+/// A panic of the task is a panic here; else a task ends early only with its
+/// runtime.
+async fn joined<T>(task: JoinHandle<T>) -> Result<T, Error> {
+    match task.await {
+        Ok(done) => Ok(done),
+        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+        Err(_) => Err(Error::Ended(Ended::runtime_gone())),
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("facts", &self.facts)
+            .field("apertures", &self.apertures)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use domain_core::coherent::CoherentSpec;
+    use domain_core::streaming::MapSpec;
+
+    use super::*;
+    use crate::{Buffer, Coherent, Mapping};
+
+    fn may_be_spawned<T: Send>(_: &T) {}
+    fn may_be_shared<T: Send + Sync + 'static>() {}
+
+    /// Compiles, that is all.
+    #[allow(dead_code)]
+    fn everything_works_from_several_tasks(session: Session, spec: MapSpec, mapping: Mapping) {
+        may_be_shared::<(Client, Session, Mapping, Coherent, Buffer, Error)>();
+        may_be_spawned(&session.map(spec));
+        may_be_spawned(&session.buffer(1));
+        may_be_spawned(&session.alloc_coherent(CoherentSpec::of(1)));
+        may_be_spawned(&session.ended());
+        may_be_spawned(&mapping.sync_for_cpu(0, 1));
+        may_be_spawned(&mapping.unmap(None));
+        may_be_spawned(&session.detach());
+    }
+}

@@ -1,0 +1,820 @@
+//! Random operations against a model that is slow and obvious: it keeps every
+//! byte of every memory, and a list of what is live.
+
+mod ops;
+
+use std::collections::BTreeMap;
+use std::io;
+
+use proptest::prelude::*;
+
+use self::ops::{EndWish, MapWish, Op, SyncWish, Twist, ops};
+use super::*;
+use crate::alloc::{AllocError, AllocRequest};
+use crate::coherent::{AllocCoherentError, CoherentSpec, FreeCoherentError};
+use crate::limits::{Quota, QuotaExceeded};
+use crate::mapping::{MappingFilter, MappingId, Phase};
+use crate::memory::{MemoryMissing, RegisterError, UnregisterError};
+use crate::region::SpanError;
+use crate::session::{Holdings, JoinError};
+
+/// Bounce pages 0 to 11, of which 0 is kept back; coherent pages 12 to 17.
+const BOUNCE_PAGES: u64 = 12;
+const COHERENT_PAGES: u64 = 6;
+const PAGES: u64 = BOUNCE_PAGES + COHERENT_PAGES;
+const QUOTAS: Quotas = Quotas {
+    sessions: 3,
+    mappings: 7,
+    memories: 4,
+};
+
+struct ModelMemory {
+    owner: SessionId,
+    bytes: Vec<u8>,
+    writable: bool,
+    sealed: bool,
+    file: File,
+}
+
+/// A live mapping or allocation.
+#[derive(Clone)]
+struct ModelHeld {
+    id: MappingId,
+    owner: Option<SessionId>,
+    visible: IovaRange,
+    /// `None` for coherent memory.
+    spec: Option<MapSpec>,
+}
+
+impl ModelHeld {
+    fn pages(&self) -> std::ops::Range<u64> {
+        self.visible.start().get() / P..self.visible.last().get() / P + 1
+    }
+}
+
+struct Model {
+    domain: Domain,
+    scrub: Scrub,
+    sessions: BTreeMap<SessionId, Role>,
+    memories: BTreeMap<MemoryId, ModelMemory>,
+    /// Every id that ever was, so that dead ones are tried too.
+    memory_ids: Vec<MemoryId>,
+    held: Vec<ModelHeld>,
+    /// Every name that ever was.
+    names: Vec<(Iova, MappingId)>,
+    /// All bytes of both apertures.
+    shared: Vec<u8>,
+    generation: u64,
+    entries: Vec<Entry>,
+}
+
+/// What errors and answers are compared as: their numbers too.
+fn told(answer: &impl std::fmt::Debug) -> String {
+    format!("{answer:?}")
+}
+
+/// As [`settle`](crate::batch::settle), on what is told.
+fn settled<T>(
+    mode: BatchMode,
+    answers: Vec<Result<T, String>>,
+) -> Result<Vec<Result<T, String>>, String> {
+    match answers.iter().position(Result::is_err) {
+        Some(index) if mode == BatchMode::AllOrNothing => match &answers[index] {
+            Err(error) => Err(format!("BatchError {{ index: {index}, error: {error} }}")),
+            Ok(_) => unreachable!(),
+        },
+        _ => Ok(answers),
+    }
+}
+
+/// The real answers in the model's terms.
+fn heard<T, U, E: std::fmt::Debug>(
+    answers: BatchResult<T, E>,
+    view: impl Fn(T) -> U,
+) -> Result<Vec<Result<U, String>>, String> {
+    match answers {
+        Err(refused) => Err(told(&refused)),
+        Ok(answers) => Ok(answers
+            .into_iter()
+            .map(|answer| answer.map(&view).map_err(|error| told(&error)))
+            .collect()),
+    }
+}
+
+impl Model {
+    fn new() -> Model {
+        let domain = empty_domain(BOUNCE_PAGES, COHERENT_PAGES, Scrub::OnMap);
+        domain.update(QUOTAS, Scrub::OnMap).unwrap();
+        Model {
+            domain,
+            scrub: Scrub::OnMap,
+            sessions: BTreeMap::new(),
+            memories: BTreeMap::new(),
+            memory_ids: Vec::new(),
+            held: Vec::new(),
+            names: Vec::new(),
+            shared: vec![0; size(PAGES * P)],
+            generation: 0,
+            entries: Vec::new(),
+        }
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Join(who, role) => self.join(SessionId::new(*who), *role),
+            Op::Leave(who) => self.leave(SessionId::new(*who)),
+            Op::Register(who, pages, writable) => {
+                self.register(SessionId::new(*who), *pages, *writable);
+            }
+            Op::Unregister(who, which) => {
+                let id = self.memory_id(*which);
+                self.unregister(SessionId::new(*who), id);
+            }
+            Op::Map(who, mode, wishes) => self.map(SessionId::new(*who), *mode, wishes),
+            Op::Unmap(who, mode, wishes) => self.unmap(SessionId::new(*who), *mode, wishes),
+            Op::Sync(who, mode, wishes) => self.sync(SessionId::new(*who), *mode, wishes),
+            Op::Alloc(who, spec) => self.alloc(SessionId::new(*who), spec),
+            Op::Free(who, which, twist) => {
+                let (iova, id) = self.name(*which, *twist);
+                self.free(SessionId::new(*who), iova, id);
+            }
+            Op::Scrub(scrub) => {
+                self.domain.update(QUOTAS, *scrub).unwrap();
+                self.scrub = *scrub;
+            }
+            Op::DeviceWrites(at, len, byte) => {
+                let bytes = vec![*byte; size(*len)];
+                device_writes(&self.domain, Iova::new(*at), &bytes);
+                self.shared[size(*at)..size(at + len)].copy_from_slice(&bytes);
+            }
+            Op::DriverWrites(which, at, len, byte) => {
+                let id = self.memory_id(*which);
+                if let Some(memory) = self.memories.get_mut(&id).filter(|m| !m.sealed) {
+                    let at = size(*at) % memory.bytes.len();
+                    let end = (at + size(*len)).min(memory.bytes.len());
+                    memory.bytes[at..end].fill(*byte);
+                    let at = u64::try_from(at).unwrap();
+                    memory
+                        .file
+                        .write_all_at(&memory.bytes[size(at)..end], at)
+                        .unwrap();
+                }
+            }
+            Op::SealMemory(which) => {
+                let id = self.memory_id(*which);
+                if let Some(memory) = self.memories.get_mut(&id) {
+                    fcntl_add_seals(&memory.file, SealFlags::FUTURE_WRITE).unwrap();
+                    memory.sealed = true;
+                }
+            }
+        }
+    }
+
+    fn memory_id(&self, which: usize) -> MemoryId {
+        let never = MemoryId::new(999);
+        let ids = &self.memory_ids;
+        ids.get(which % ids.len().max(1)).copied().unwrap_or(never)
+    }
+
+    /// Mostly the youngest names, some of which are dead already.
+    fn name(&self, which: usize, twist: Twist) -> (Iova, MappingId) {
+        let never = (Iova::new(P), MappingId::new(999));
+        let young = self.names.iter().rev();
+        let (iova, id) = young
+            .clone()
+            .nth(which % young.len().max(1))
+            .copied()
+            .unwrap_or(never);
+        match twist {
+            Twist::None => (iova, id),
+            Twist::Iova => (Iova::new(iova.get() + 1), id),
+            Twist::Id => (iova, MappingId::new(id.get() + 1)),
+        }
+    }
+
+    fn driver(&self, session: SessionId) -> Result<(), Denied> {
+        match self.sessions.get(&session) {
+            None => Err(Denied::SessionEnded { session }),
+            Some(Role::Driver) => Ok(()),
+            Some(role) => Err(Denied::WrongRole {
+                session,
+                role: *role,
+            }),
+        }
+    }
+
+    fn room(quota: Quota, limit: u32, used: usize) -> Result<(), QuotaExceeded> {
+        if used < usize::try_from(limit).unwrap() {
+            return Ok(());
+        }
+        Err(QuotaExceeded { quota, limit, used })
+    }
+
+    fn join(&mut self, session: SessionId, role: Role) {
+        if self.sessions.contains_key(&session) {
+            return; // a broken promise of the caller, not a case
+        }
+        let room = Self::room(Quota::Sessions, QUOTAS.sessions, self.sessions.len());
+        let answer = self.domain.join(session, role);
+        assert_eq!(
+            answer,
+            room.map(|()| self.generation).map_err(JoinError::Quota)
+        );
+        if answer.is_ok() {
+            self.sessions.insert(session, role);
+        }
+    }
+
+    fn leave(&mut self, session: SessionId) {
+        self.domain.leave(session);
+        if self.sessions.remove(&session).is_none() {
+            return;
+        }
+        self.memories.retain(|_, memory| memory.owner != session);
+        let (gone, stay) = self
+            .held
+            .drain(..)
+            .partition::<Vec<_>, _>(|held| held.owner == Some(session));
+        self.held = stay;
+        gone.iter().for_each(|held| self.zero(held.pages()));
+    }
+
+    fn zero(&mut self, pages: std::ops::Range<u64>) {
+        self.shared[size(pages.start * P)..size(pages.end * P)].fill(0);
+    }
+
+    fn register(&mut self, session: SessionId, pages: u64, writable: bool) {
+        let expected = self
+            .driver(session)
+            .map_err(RegisterError::Denied)
+            .and_then(|()| {
+                Self::room(Quota::Memories, QUOTAS.memories, self.memories.len())
+                    .map_err(RegisterError::Quota)
+            });
+        let fd = driver_memfd("domain-model", pages * P).unwrap();
+        let file = File::from(fd.try_clone().unwrap());
+        let bytes = pattern(pages * P, u64::try_from(self.memory_ids.len()).unwrap());
+        file.write_all_at(&bytes, 0).unwrap();
+        let memory = ClientMemory::accept(fd, writable).unwrap();
+
+        match self.domain.register(session, memory) {
+            Ok(id) => {
+                assert!(expected.is_ok());
+                assert!(!self.memory_ids.contains(&id));
+                self.memory_ids.push(id);
+                let memory = ModelMemory {
+                    owner: session,
+                    bytes,
+                    writable,
+                    sealed: false,
+                    file,
+                };
+                self.memories.insert(id, memory);
+            }
+            Err(refused) => assert_eq!(told(&refused), told(&expected.unwrap_err())),
+        }
+    }
+
+    fn memory_of(&self, session: SessionId, id: MemoryId) -> Result<&ModelMemory, MemoryMissing> {
+        match self.memories.get(&id) {
+            None => Err(MemoryMissing::NoSuchMemory { id }),
+            Some(memory) if memory.owner != session => Err(MemoryMissing::NotYours { id }),
+            Some(memory) => Ok(memory),
+        }
+    }
+
+    fn users_of(&self, id: MemoryId) -> u64 {
+        let specs = self.held.iter().filter_map(|held| held.spec);
+        specs
+            .filter(|spec| spec.memory == id)
+            .count()
+            .try_into()
+            .unwrap()
+    }
+
+    fn unregister(&mut self, session: SessionId, id: MemoryId) {
+        let expected = (|| {
+            self.driver(session)?;
+            self.memory_of(session, id)?;
+            match self.users_of(id) {
+                0 => Ok(()),
+                mappings => Err(UnregisterError::InUse { id, mappings }),
+            }
+        })();
+        assert_eq!(self.domain.unregister(session, id), expected);
+        if expected.is_ok() {
+            self.memories.remove(&id);
+        }
+    }
+
+    fn map(&mut self, session: SessionId, mode: BatchMode, wishes: &[MapWish]) {
+        let specs: Vec<_> = wishes
+            .iter()
+            .map(|wish| MapSpec {
+                memory: self.memory_id(wish.memory),
+                ..wish.spec
+            })
+            .collect();
+        let held_before = self.held.clone();
+        let expected: Vec<_> = specs
+            .iter()
+            .map(|spec| {
+                let visible = self.place(session, spec).map_err(|error| told(&error))?;
+                self.held.push(ModelHeld {
+                    id: MappingId::new(0), // learnt below
+                    owner: Some(session),
+                    visible,
+                    spec: Some(*spec),
+                });
+                Ok(visible)
+            })
+            .collect();
+        let expected = settled(mode, expected);
+
+        let answers = self.domain.map(session, &specs, mode);
+        let mapped: Vec<_> = answers.iter().flatten().flatten().copied().collect();
+        assert_eq!(heard(answers, visible), expected, "{specs:?}");
+
+        if expected.is_err() {
+            self.held = held_before;
+            return;
+        }
+        let fresh = self.held.split_off(held_before.len());
+        for (mut held, mapped) in fresh.into_iter().zip(mapped) {
+            self.learn(&mut held, mapped.id);
+            self.fill(&held);
+            self.held.push(held);
+        }
+    }
+
+    /// Ids are never used again.
+    fn learn(&mut self, held: &mut ModelHeld, id: MappingId) {
+        assert!(self.names.iter().all(|(_, old)| *old < id));
+        held.id = id;
+        self.names.push((held.visible.start(), id));
+    }
+
+    /// Which iovas the mapping gets, or why none.
+    fn place(&self, session: SessionId, spec: &MapSpec) -> Result<IovaRange, MapError> {
+        self.driver(session)?;
+        let memory = self.memory_of(session, spec.memory)?;
+        let bytes = u64::try_from(memory.bytes.len()).unwrap();
+        if spec.len_bytes == 0 {
+            return Err(SpanError::Empty.into());
+        }
+        if spec.offset + spec.len_bytes > bytes {
+            return Err(MapError::Span(SpanError::OutsideMemory {
+                offset: spec.offset,
+                len: spec.len_bytes,
+                size: bytes,
+            }));
+        }
+        if spec.direction != Direction::ToDevice && !memory.writable {
+            return Err(MapError::MemoryReadOnly {
+                id: spec.memory,
+                direction: spec.direction,
+            });
+        }
+        Self::room(Quota::Mappings, QUOTAS.mappings, self.held.len())?;
+        let lead = if spec.keep_offset { spec.offset % P } else { 0 };
+        let request = AllocRequest {
+            len_bytes: lead + spec.len_bytes,
+            align_bytes: spec.align_bytes,
+            limit: spec.limit,
+        };
+        let page = self.best_fit(1..BOUNCE_PAGES, request)?;
+        Ok(IovaRange::from_len(Iova::new(page * P + lead), spec.len_bytes).unwrap())
+    }
+
+    /// The shortest free run that fits, the lowest among equals, page by page.
+    fn best_fit(
+        &self,
+        pages: std::ops::Range<u64>,
+        request: AllocRequest,
+    ) -> Result<u64, AllocError> {
+        let AllocRequest {
+            len_bytes,
+            align_bytes,
+            limit,
+        } = request;
+        if len_bytes == 0 {
+            return Err(AllocError::ZeroLength);
+        }
+        if align_bytes != 0 && !align_bytes.is_power_of_two() {
+            return Err(AllocError::BadAlignment { align_bytes });
+        }
+        let want = len_bytes.div_ceil(P);
+        let below_limit = |page: &u64| limit.is_none_or(|last| page * P + P - 1 <= last.get());
+        let is_free = |page: u64| !self.held.iter().any(|held| held.pages().contains(&page));
+        // For each page, the end of the free run that it lies in.
+        let mut best = None;
+        let mut largest_hole = 0;
+        let mut at = pages.start;
+        while at < pages.end {
+            let run = (at..pages.end).take_while(|page| is_free(*page)).count() as u64;
+            let usable = (at..at + run).filter(below_limit).count() as u64;
+            largest_hole = largest_hole.max(usable);
+            let fits = (at..at + usable).find(|page| {
+                (page * P).is_multiple_of(align_bytes.max(P)) && page + want <= at + usable
+            });
+            if let Some(place) = fits
+                && best.is_none_or(|(shortest, _)| run < shortest)
+            {
+                best = Some((run, place));
+            }
+            at += run.max(1);
+        }
+        best.map(|(_, place)| place).ok_or(AllocError::NoSpace {
+            want_bytes: len_bytes,
+            align_bytes: align_bytes.max(P),
+            largest_hole_bytes: largest_hole * P,
+        })
+    }
+
+    /// All granules zero, then the driver's bytes if they travel.
+    fn fill(&mut self, held: &ModelHeld) {
+        self.zero(held.pages());
+        let Some(spec) = held.spec else { return };
+        if !spec.skip_sync && (spec.direction != Direction::FromDevice || spec.preserve) {
+            self.copy_in(held.visible.start(), spec, 0, spec.len_bytes);
+        }
+    }
+
+    fn copy_in(&mut self, iova: Iova, spec: MapSpec, skip: u64, len: u64) {
+        let (to, from) = (size(iova.get() + skip), size(spec.offset + skip));
+        let bytes = &self.memories[&spec.memory].bytes[from..from + size(len)];
+        self.shared[to..to + size(len)].copy_from_slice(bytes);
+    }
+
+    /// `false` if the driver has sealed its memory.
+    fn copy_out(&mut self, iova: Iova, spec: MapSpec, skip: u64, len: u64) -> bool {
+        let (from, to) = (size(iova.get() + skip), size(spec.offset + skip));
+        let memory = self.memories.get_mut(&spec.memory).unwrap();
+        if !memory.sealed {
+            memory.bytes[to..to + size(len)].copy_from_slice(&self.shared[from..from + size(len)]);
+        }
+        !memory.sealed
+    }
+
+    fn named(
+        &self,
+        session: SessionId,
+        iova: Iova,
+        id: MappingId,
+    ) -> Result<&ModelHeld, MappingMissing> {
+        let held = self
+            .held
+            .iter()
+            .find(|held| held.visible.start() == iova && held.id == id)
+            .ok_or(MappingMissing::NoSuchMapping { iova, id })?;
+        match held.owner {
+            Some(owner) if owner != session => Err(MappingMissing::NotYours { iova, id }),
+            _ => Ok(held),
+        }
+    }
+
+    fn streaming(
+        &self,
+        session: SessionId,
+        iova: Iova,
+        id: MappingId,
+    ) -> Result<MapSpec, MappingMissing> {
+        let missing = MappingMissing::NoSuchMapping { iova, id };
+        let is_coherent = iova.get() >= BOUNCE_PAGES * P;
+        if is_coherent {
+            return Err(missing);
+        }
+        self.named(session, iova, id)?.spec.ok_or(missing)
+    }
+
+    fn unmap(&mut self, session: SessionId, mode: BatchMode, wishes: &[EndWish]) {
+        let ends: Vec<_> = wishes
+            .iter()
+            .map(|wish| {
+                let (iova, id) = self.name(wish.mapping, wish.twist);
+                UnmapSpec {
+                    iova,
+                    id,
+                    written_bytes: wish.written_bytes,
+                    skip_sync: wish.skip_sync,
+                }
+            })
+            .collect();
+        let mut named = Vec::new();
+        let checked = ends.iter().map(|end| {
+            let back = self
+                .bytes_back(session, end)
+                .map_err(|error| told(&error))?;
+            if named.contains(&end.id) {
+                return Err(told(&UnmapError::Duplicate { id: end.id }));
+            }
+            named.push(end.id);
+            Ok((*end, back))
+        });
+        let checked = checked.collect();
+        let expected = settled(mode, checked).and_then(|checked| {
+            let copied = checked
+                .into_iter()
+                .map(|entry| entry.and_then(|(end, back)| self.copy_back(session, end, back)));
+            settled(mode, copied.collect())
+        });
+
+        let answers = self.domain.unmap(session, &ends, mode);
+        assert_eq!(heard(answers, |back| back), expected, "{ends:?}");
+
+        for (end, outcome) in ends.iter().zip(expected.into_iter().flatten()) {
+            if outcome.is_ok() {
+                let at = self.held.iter().position(|held| held.id == end.id).unwrap();
+                let ended = self.held.remove(at);
+                if self.scrub == Scrub::OnUnmap {
+                    self.zero(ended.pages());
+                }
+            }
+        }
+    }
+
+    fn bytes_back(&self, session: SessionId, end: &UnmapSpec) -> Result<u64, UnmapError> {
+        self.driver(session)?;
+        let spec = self.streaming(session, end.iova, end.id)?;
+        let len_bytes = spec.len_bytes;
+        let (decides, all) = if spec.skip_sync || end.skip_sync {
+            (Err("copies are skipped"), 0)
+        } else if spec.direction == Direction::ToDevice {
+            (Err("TO_DEVICE"), 0)
+        } else if spec.direction == Direction::FromDevice && spec.preserve {
+            (Err("preserve"), len_bytes)
+        } else {
+            (Ok(()), len_bytes)
+        };
+        let must_decide = decides.is_ok() && spec.direction == Direction::FromDevice;
+        match (decides, end.written_bytes) {
+            (Err(why), Some(written_bytes)) => {
+                Err(UnmapError::WrittenUnwanted { written_bytes, why })
+            }
+            (Ok(()), Some(written_bytes)) if written_bytes > len_bytes => {
+                Err(UnmapError::WrittenTooLarge {
+                    written_bytes,
+                    len_bytes,
+                })
+            }
+            (Ok(()), Some(written_bytes)) => Ok(written_bytes),
+            (_, None) if must_decide => Err(UnmapError::WrittenMissing { len_bytes }),
+            (_, None) => Ok(all),
+        }
+    }
+
+    fn copy_back(&mut self, session: SessionId, end: UnmapSpec, back: u64) -> Result<u64, String> {
+        let spec = self.streaming(session, end.iova, end.id).unwrap();
+        if back == 0 || self.copy_out(end.iova, spec, 0, back) {
+            return Ok(back);
+        }
+        Err(told(&UnmapError::Copy {
+            memory: spec.memory,
+            offset: spec.offset,
+            len_bytes: back,
+            cause: sealed(),
+        }))
+    }
+
+    fn sync(&mut self, session: SessionId, mode: BatchMode, wishes: &[SyncWish]) {
+        let parts: Vec<_> = wishes
+            .iter()
+            .map(|wish| {
+                let (iova, id) = self.name(wish.mapping, wish.twist);
+                SyncSpec {
+                    iova,
+                    id,
+                    offset: wish.offset,
+                    len_bytes: wish.len_bytes,
+                    target: wish.target,
+                }
+            })
+            .collect();
+        let checked = parts.iter().map(|part| {
+            let spec = self
+                .check_part(session, part)
+                .map_err(|error| told(&error))?;
+            Ok((*part, spec))
+        });
+        let checked = checked.collect();
+        let expected = settled(mode, checked).and_then(|checked| {
+            let copied = checked
+                .into_iter()
+                .map(|entry| entry.and_then(|(part, spec)| self.copy_part(part, spec)));
+            settled(mode, copied.collect())
+        });
+
+        let answers = self.domain.sync(session, &parts, mode);
+        assert_eq!(heard(answers, |()| ()), expected, "{parts:?}");
+    }
+
+    fn check_part(&self, session: SessionId, part: &SyncSpec) -> Result<MapSpec, SyncError> {
+        self.driver(session)?;
+        let spec = self.streaming(session, part.iova, part.id)?;
+        if part.len_bytes == 0 {
+            return Err(SyncError::ZeroLength);
+        }
+        if part.offset + part.len_bytes > spec.len_bytes {
+            return Err(SyncError::OutsideMapping {
+                offset: part.offset,
+                len_bytes: part.len_bytes,
+                mapping_bytes: spec.len_bytes,
+            });
+        }
+        let direction = spec.direction;
+        let against = match part.target {
+            SyncTarget::ForCpu => direction == Direction::ToDevice,
+            SyncTarget::ForDevice => direction == Direction::FromDevice && !spec.preserve,
+        };
+        if against {
+            return Err(SyncError::WrongDirection { direction });
+        }
+        Ok(spec)
+    }
+
+    fn copy_part(&mut self, part: SyncSpec, spec: MapSpec) -> Result<(), String> {
+        if part.target == SyncTarget::ForDevice {
+            self.copy_in(part.iova, spec, part.offset, part.len_bytes);
+            return Ok(());
+        }
+        if self.copy_out(part.iova, spec, part.offset, part.len_bytes) {
+            return Ok(());
+        }
+        Err(told(&SyncError::Copy {
+            memory: spec.memory,
+            offset: spec.offset + part.offset,
+            len_bytes: part.len_bytes,
+            cause: sealed(),
+        }))
+    }
+
+    fn alloc(&mut self, session: SessionId, spec: &CoherentSpec) {
+        let expected = (|| {
+            self.driver(session)?;
+            Self::room(Quota::Mappings, QUOTAS.mappings, self.held.len())?;
+            let page = self.best_fit(BOUNCE_PAGES..PAGES, spec.place)?;
+            Ok::<_, AllocCoherentError>(
+                IovaRange::from_len(Iova::new(page * P), spec.place.len_bytes).unwrap(),
+            )
+        })();
+        let answer = self.domain.alloc_coherent(session, spec);
+        assert_eq!(answer.map(|made| made.range), expected);
+        let Ok(made) = answer else { return };
+        let mut held = ModelHeld {
+            id: made.id,
+            owner: (!spec.persistent).then_some(session),
+            visible: made.range,
+            spec: None,
+        };
+        self.learn(&mut held, made.id);
+        self.fill(&held);
+        self.held.push(held);
+    }
+
+    fn free(&mut self, session: SessionId, iova: Iova, id: MappingId) {
+        let expected = (|| {
+            self.driver(session)?;
+            let held = self.named(session, iova, id);
+            // A streaming mapping is no allocation, whoever owns it.
+            if iova.get() < BOUNCE_PAGES * P {
+                return Err(MappingMissing::NoSuchMapping { iova, id }.into());
+            }
+            held.map(|_| ()).map_err(FreeCoherentError::Missing)
+        })();
+        assert_eq!(self.domain.free_coherent(session, iova, id), expected);
+        if expected.is_ok() {
+            let at = self.held.iter().position(|held| held.id == id).unwrap();
+            let freed = self.held.remove(at);
+            self.zero(freed.pages());
+        }
+    }
+
+    fn check(&mut self) {
+        self.domain.check_invariants();
+        self.check_bytes();
+        self.check_table();
+        self.check_counts();
+    }
+
+    /// What is live shows exactly the model's bytes. What is free may have been
+    /// zeroed at any time, and shows nothing new.
+    fn check_bytes(&mut self) {
+        for page in 0..PAGES {
+            let range = IovaRange::from_len(Iova::new(page * P), P).unwrap();
+            let actual = seen(&self.domain, range);
+            let model = &mut self.shared[size(page * P)..size(page * P + P)];
+            let is_live = self.held.iter().any(|held| held.pages().contains(&page));
+            let is_zero = actual.iter().all(|byte| *byte == 0);
+            assert!(
+                actual == model || (!is_live && is_zero),
+                "page {page} shows what it should not"
+            );
+            model.copy_from_slice(&actual);
+        }
+        for (id, memory) in &self.memories {
+            let mut actual = vec![0; memory.bytes.len()];
+            memory.file.read_exact_at(&mut actual, 0).unwrap();
+            assert!(actual == memory.bytes, "memory {id} was changed");
+        }
+    }
+
+    fn check_table(&mut self) {
+        self.held.sort_by_key(|held| held.visible.start());
+        let entry = |held: &ModelHeld| {
+            let is_bounce = held.spec.is_some();
+            let base = if is_bounce { 0 } else { BOUNCE_PAGES * P };
+            Entry {
+                range: held.visible,
+                target: Target {
+                    region: if is_bounce {
+                        ApertureKind::Bounce
+                    } else {
+                        ApertureKind::Coherent
+                    },
+                    offset_bytes: held.visible.start().get() - base,
+                },
+                perm: held
+                    .spec
+                    .map_or(crate::perm::Perm::ReadWrite, |spec| spec.direction.perm()),
+            }
+        };
+        let expected: Vec<_> = self.held.iter().map(entry).collect();
+        let (usage, entries) = table(&self.domain);
+        assert_eq!(entries, expected);
+        let is_same = entries == self.entries;
+        assert!(
+            usage.generation > self.generation || (is_same && usage.generation == self.generation)
+        );
+        (self.generation, self.entries) = (usage.generation, entries);
+
+        let listed = self
+            .domain
+            .mappings(MappingFilter::default(), Iova::new(0), 99);
+        assert_eq!(listed.len(), self.held.len());
+        for (view, held) in listed.iter().zip(&self.held) {
+            assert_eq!((view.id, view.owner), (held.id, held.owner));
+            assert_eq!((view.visible, view.phase), (held.visible, Phase::Live));
+        }
+    }
+
+    fn check_counts(&self) {
+        let usage = self.domain.usage();
+        let of =
+            |is_counted: &dyn Fn(&&ModelHeld) -> bool| self.held.iter().filter(is_counted).count();
+        let granted = |kind_is: fn(&ModelHeld) -> bool| -> u64 {
+            let held = self.held.iter().filter(|held| kind_is(held));
+            held.map(|held| held.pages().count() as u64 * P).sum()
+        };
+        assert_eq!(usage.sessions, self.sessions.len());
+        assert_eq!(usage.memories, self.memories.len());
+        assert_eq!(usage.streaming, of(&|held| held.spec.is_some()));
+        assert_eq!(usage.coherent, of(&|held| held.spec.is_none()));
+        assert_eq!(usage.bounce.used_bytes, granted(|held| held.spec.is_some()));
+        assert_eq!(
+            usage.coherent_aperture.used_bytes,
+            granted(|held| held.spec.is_none())
+        );
+        for session in (1..=5).map(SessionId::new) {
+            let mine = |held: &ModelHeld| held.owner == Some(session);
+            let expected = self.sessions.contains_key(&session).then(|| Holdings {
+                streaming: of(&|held| mine(held) && held.spec.is_some()),
+                coherent: of(&|held| mine(held) && held.spec.is_none()),
+                memories: self
+                    .memories
+                    .values()
+                    .filter(|m| m.owner == session)
+                    .count(),
+            });
+            assert_eq!(self.domain.holdings(session), expected);
+        }
+        let views = self.domain.memories(MemoryId::new(0), 99);
+        let users: Vec<_> = views.iter().map(|view| (view.id, view.mappings)).collect();
+        let expected = self.memories.keys().map(|id| (*id, self.users_of(*id)));
+        assert_eq!(users, expected.collect::<Vec<_>>());
+    }
+}
+
+/// What the kernel says of a write into memory that is sealed against it.
+fn sealed() -> CopyError {
+    CopyError::Io(io::Error::from_raw_os_error(libc::EPERM))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_domain_answers_and_shows_what_the_model_says(
+        ops in prop::collection::vec(ops(), 1..80),
+    ) {
+        let mut model = Model::new();
+        // Two drivers with memory to begin with: most operations need them.
+        for who in [1, 2] {
+            model.join(SessionId::new(who), Role::Driver);
+            model.register(SessionId::new(who), 3, true);
+        }
+        for op in &ops {
+            model.run(op);
+            model.check();
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! One running daemon: starts everything, stops everything.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain_core::limits::{FD_CONNECTIONS_PER_USER, GRPC_CONNECTIONS_PER_USER};
+use domaind_proto::paths::RuntimeDir;
+use domaind_proto::v1::EndReason;
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::accept::{Acceptor, Seats};
+use crate::config::Config;
+use crate::fdsock::FdSocket;
+use crate::features::Features;
+use crate::grpc::{self, Identity, Services};
+use crate::hosted::now_unix_ms;
+use crate::registry::{Door, Registry};
+use crate::sockets::{Bound, Claim, SocketError};
+
+/// Calls and sessions that are under way have so long to come to their end.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The service that health checks ask for by name; "" is the daemon as a whole.
+const HEALTH_NAMES: [&str; 2] = ["", "domaind.v1.DomainService"];
+
+/// A running daemon. It serves from the moment it is started.
+///
+/// Dropping it without [`stop`](Daemon::stop) ends it at once: sockets go,
+/// calls are cut off, sessions end.
+#[derive(Debug)]
+pub struct Daemon {
+    config: Config,
+    registry: Arc<Registry>,
+    health: HealthReporter,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+    // The names go before the lock does.
+    bound: Vec<Bound>,
+    _claim: Claim,
+}
+
+/// Why the daemon did not start. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum StartError {
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("listening")]
+    Listen(#[source] io::Error),
+    #[error("no randomness for the daemon's instance")]
+    Randomness(#[source] io::Error),
+}
+
+impl Daemon {
+    /// Makes the runtime directory, binds the sockets and serves them. Must be
+    /// called inside a tokio runtime, which should have several threads.
+    ///
+    /// # Errors
+    /// [`StartError`], for instance when another daemon serves the directory.
+    pub async fn start(config: Config) -> Result<Daemon, StartError> {
+        let features = Features::probe();
+        let claim = Claim::take(&config.runtime_dir, config.client_gid)?;
+        let stop = CancellationToken::new();
+        let registry = Arc::new(Registry::new(config.region_bytes));
+        let identity = Arc::new(Identity {
+            instance: instance().map_err(StartError::Randomness)?,
+            start_time_unix_ms: now_unix_ms(),
+            runtime_dir: config.runtime_dir.clone(),
+            features,
+        });
+        let health = HealthReporter::new();
+        for name in HEALTH_NAMES {
+            health
+                .set_service_status(name, ServingStatus::Serving)
+                .await;
+        }
+        let mut daemon = Daemon {
+            registry: Arc::clone(&registry),
+            health: health.clone(),
+            stop,
+            tasks: JoinSet::new(),
+            bound: Vec::new(),
+            _claim: claim,
+            config,
+        };
+        let policy = daemon.config.policy;
+        let services = Services {
+            registry,
+            policy,
+            identity: Arc::clone(&identity),
+            health,
+        };
+        daemon.serve_fd(&identity, features)?;
+        daemon.serve_grpc(&services, Door::Admin, features)?;
+        daemon.serve_grpc(&services, Door::Public, features)?;
+        tracing::info!(dir = ?daemon.config.runtime_dir.path(), instance = identity.instance, ?features, "serving");
+        Ok(daemon)
+    }
+
+    /// Where its sockets are.
+    #[must_use]
+    pub fn runtime_dir(&self) -> &RuntimeDir {
+        &self.config.runtime_dir
+    }
+
+    /// Stops in order: says NOT_SERVING, takes the sockets away, ends the
+    /// sessions, lets calls under way come to their end, for at most ten
+    /// seconds. Everything that the domains held is gone then.
+    pub async fn stop(mut self) {
+        for name in HEALTH_NAMES {
+            self.health
+                .set_service_status(name, ServingStatus::NotServing)
+                .await;
+        }
+        self.bound.clear();
+        self.stop.cancel();
+        self.registry.end_all(EndReason::Shutdown);
+        let ended = timeout(STOP_LIMIT, async {
+            while self.tasks.join_next().await.is_some() {}
+        })
+        .await;
+        if ended.is_err() {
+            tracing::warn!(limit = ?STOP_LIMIT, "calls or sessions did not end in time");
+        }
+        tracing::info!("stopped");
+    }
+
+    fn serve_fd(&mut self, identity: &Identity, features: Features) -> Result<(), StartError> {
+        let (bound, listener) = self._claim.bind_fd()?;
+        let seats = Seats::new(FD_CONNECTIONS_PER_USER);
+        let acceptor = Acceptor::new(listener, Door::Public, features, seats, self.stop.clone());
+        let socket = Arc::new(FdSocket {
+            registry: Arc::clone(&self.registry),
+            policy: self.config.policy,
+            instance: identity.instance.clone(),
+            stop: self.stop.clone(),
+        });
+        self.tasks
+            .spawn(socket.run(acceptor.map_err(StartError::Listen)?));
+        self.bound.push(bound);
+        Ok(())
+    }
+
+    fn serve_grpc(
+        &mut self,
+        services: &Services,
+        door: Door,
+        features: Features,
+    ) -> Result<(), StartError> {
+        let (bound, listener) = match door {
+            Door::Public => self._claim.bind_api()?,
+            Door::Admin => self._claim.bind_admin()?,
+        };
+        let seats = Seats::new(GRPC_CONNECTIONS_PER_USER);
+        let acceptor = Acceptor::new(listener, door, features, seats, self.stop.clone());
+        let serving = grpc::serve(
+            services.clone(),
+            acceptor.map_err(StartError::Listen)?,
+            door,
+            self.stop.clone(),
+        );
+        self.tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(?door, %error, "serving gRPC");
+            }
+        });
+        self.bound.push(bound);
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Sixteen random hexadecimal digits.
+fn instance() -> io::Result<String> {
+    let mut bytes = [0u8; 8];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
+}

@@ -1,0 +1,463 @@
+//! The protocol of the fd socket, one task per connection. The connection is
+//! the session.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use domain_core::layout::ApertureKind;
+use domain_core::limits::FRAME_BYTES;
+use domain_core::memory::MemoryId;
+use domain_core::region::{Access, Backing, ClientMemory};
+use domaind_proto::frame::{FrameError, FrameSocket, Packet};
+use domaind_proto::names::{DomainId, session_name};
+use domaind_proto::v1::client_frame::Body as Asked;
+use domaind_proto::v1::server_frame::Body as Answer;
+use domaind_proto::v1::{self, ClientFrame, EndReason, ErrorReason, Refusal, ServerFrame};
+use domaind_proto::{FD_PROTOCOL_MAX, FD_PROTOCOL_MIN, convert};
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Code;
+
+use crate::accept::{Acceptor, Caller, Connection};
+use crate::config::Policy;
+use crate::live::Live;
+use crate::peer::Peer;
+use crate::registry::{Admission, Principal, Registry};
+
+/// A client that has not attached by then is not going to.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// A client that does not read is dropped, not buffered for.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
+
+/// Serves the fd socket.
+#[derive(Debug)]
+pub(crate) struct FdSocket {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) policy: Policy,
+    /// Differs between two runs of the daemon.
+    pub(crate) instance: String,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Why a conversation came to its end.
+#[derive(Debug)]
+enum Over {
+    /// The client closed, or asked to.
+    Closed,
+    /// The service ends it, and says why.
+    Ended(EndReason, String),
+}
+
+impl FdSocket {
+    /// Accepts until the daemon stops; waits for all conversations to end.
+    pub(crate) async fn run(self: Arc<Self>, acceptor: Acceptor) {
+        let conversations = TaskTracker::new();
+        while let Some(connection) = acceptor.next().await {
+            conversations.spawn(Arc::clone(&self).serve(connection));
+        }
+        conversations.close();
+        conversations.wait().await;
+    }
+
+    async fn serve(self: Arc<Self>, connection: Connection) {
+        let Connection {
+            stream,
+            caller,
+            seat,
+        } = connection;
+        let frames = stream
+            .into_std()
+            .map(OwnedFd::from)
+            .and_then(FrameSocket::new);
+        let Ok(frames) = frames else { return };
+        let over = self.converse(&frames, &caller).await;
+        if let Over::Ended(reason, message) = over {
+            tracing::info!(peer = %caller.peer, ?reason, message, "ending a session");
+            let ended = Answer::SessionEnded(v1::SessionEnded {
+                reason: reason.into(),
+                message,
+            });
+            let _ = send(&frames, 0, ended, None).await;
+        }
+        drop(seat);
+    }
+
+    async fn converse(&self, frames: &FrameSocket, caller: &Caller) -> Over {
+        let handshake = timeout(HANDSHAKE_LIMIT, self.handshake(frames, caller));
+        let attached = tokio::select! {
+            () = self.stop.cancelled() => return shutdown(),
+            handshake = handshake => handshake,
+        };
+        let session = match attached {
+            Ok(Ok(session)) => session,
+            Ok(Err(over)) => return over,
+            Err(_) => return broken(format!("not attached within {HANDSHAKE_LIMIT:?}")),
+        };
+        let over = attend(frames, &session.live).await;
+        session.end(&over).await;
+        over
+    }
+
+    /// Hello, then Attach until one is granted.
+    async fn handshake(&self, frames: &FrameSocket, caller: &Caller) -> Result<Attachment, Over> {
+        let (request, hello) = match next_bare(frames).await? {
+            (request, Asked::Hello(hello)) => (request, hello),
+            _ => return Err(broken("the first frame must be Hello".into())),
+        };
+        self.welcome(frames, request, &hello).await?;
+        loop {
+            let (request, attach) = match next_bare(frames).await? {
+                (request, Asked::Attach(attach)) => (request, attach),
+                (_, Asked::Detach(_)) => return Err(Over::Closed),
+                _ => return Err(broken("Attach must follow Hello".into())),
+            };
+            match self.admit(caller, &attach) {
+                Ok(session) => {
+                    session.introduce(frames, request).await?;
+                    return Ok(session);
+                }
+                Err(refusal) => refuse(frames, request, refusal, &caller.peer).await?,
+            }
+        }
+    }
+
+    async fn welcome(
+        &self,
+        frames: &FrameSocket,
+        request: u64,
+        hello: &v1::Hello,
+    ) -> Result<(), Over> {
+        let newest = hello.max_version.min(FD_PROTOCOL_MAX);
+        if newest < hello.min_version.max(FD_PROTOCOL_MIN) {
+            let (min, max) = (hello.min_version, hello.max_version);
+            return Err(broken(format!(
+                "the client speaks versions {min} to {max}, this daemon {FD_PROTOCOL_MIN} to {FD_PROTOCOL_MAX}"
+            )));
+        }
+        let welcome = v1::Welcome {
+            version: newest,
+            instance: self.instance.clone(),
+            max_frame_bytes: convert::count(FRAME_BYTES),
+        };
+        send(frames, request, Answer::Welcome(welcome), None).await
+    }
+
+    /// Who calls, parse, one call into the registry.
+    fn admit(&self, caller: &Caller, attach: &v1::Attach) -> Result<Attachment, Refusal> {
+        let peer = &caller.peer;
+        self.policy.check_attested(peer)?;
+        let id = DomainId::parse(&attach.domain)?;
+        let role = convert::role(attach.role)?;
+        let access = convert::access(attach.access)?;
+        let domain = self.registry.domain(
+            Principal {
+                uid: peer.uid(),
+                door: caller.door,
+            },
+            &id,
+        )?;
+        let access_enforced = self.check_access(peer, access)?;
+        let admission = Admission {
+            domain,
+            role,
+            access,
+            access_enforced,
+            peer: Arc::clone(peer),
+        };
+        let (live, generation) = self.registry.admit(admission)?;
+        tracing::info!(%peer, session = %live.id, domain = %id, %role, ?access, "attached");
+        Ok(Attachment {
+            registry: Arc::clone(&self.registry),
+            live,
+            generation,
+            ended: false,
+        })
+    }
+
+    /// Would the kernel hold this peer to its access?
+    fn check_access(&self, peer: &Peer, access: Access) -> Result<bool, Refusal> {
+        let enforced = access == Access::ReadWrite || !peer.can_undo_read_only();
+        if enforced || self.policy.advisory_read_only {
+            return Ok(enforced);
+        }
+        let message = format!(
+            "a read-only grant would not hold against {peer}: it has the daemon's uid or CAP_DAC_OVERRIDE; \
+             the daemon's policy.advisory_read_only would allow it unenforced"
+        );
+        Err(Refusal::because(
+            Code::PermissionDenied,
+            ErrorReason::Unenforceable,
+            message,
+        ))
+    }
+}
+
+/// A session between its admission and its end. Dropping it ends it, too: a
+/// cancelled handshake or a panic leaves nothing behind.
+#[derive(Debug)]
+struct Attachment {
+    registry: Arc<Registry>,
+    live: Arc<Live>,
+    generation: u64,
+    ended: bool,
+}
+
+impl Attachment {
+    /// Tells the client who it is, and hands it the memory.
+    async fn introduce(&self, frames: &FrameSocket, request: u64) -> Result<(), Over> {
+        let live = &self.live;
+        let apertures = [ApertureKind::Bounce, ApertureKind::Coherent];
+        let apertures: Vec<_> = apertures
+            .into_iter()
+            .filter_map(|kind| live.domain.core.aperture(kind))
+            .collect();
+        let range = |wanted: ApertureKind| {
+            apertures
+                .iter()
+                .find(|aperture| aperture.kind() == wanted)
+                .map(|aperture| aperture.range().into())
+        };
+        let attached = v1::Attached {
+            session: session_name(live.id),
+            token: live.token.bytes(),
+            granule_bytes: live.domain.core.layout().granule().bytes(),
+            bounce: range(ApertureKind::Bounce),
+            coherent: range(ApertureKind::Coherent),
+            regions: convert::count(apertures.len()),
+            access_enforced: live.access_enforced,
+        };
+        send(frames, request, Answer::Attached(attached), None).await?;
+        for aperture in &apertures {
+            let region = v1::Region {
+                kind: v1::RegionKind::from(aperture.kind()).into(),
+                range: Some(aperture.range().into()),
+                hugetlb: aperture.backing() == Backing::Hugetlb2M,
+            };
+            let grant = aperture.grant(live.access).map_err(|error| {
+                tracing::error!(session = %live.id, %error, "reopening a region");
+                Over::Ended(
+                    EndReason::Unspecified,
+                    "the region could not be opened".into(),
+                )
+            })?;
+            send(frames, request, Answer::Region(region), Some(grant.into())).await?;
+        }
+        send(
+            frames,
+            request,
+            Answer::Ready(v1::Ready {
+                generation: self.generation,
+            }),
+            None,
+        )
+        .await
+    }
+
+    /// Releases all that the session held. Zeroing it may take a while, so a
+    /// thread does it that may block.
+    async fn end(mut self, over: &Over) {
+        let reason = match over {
+            Over::Closed => EndReason::Unspecified,
+            Over::Ended(reason, _) => *reason,
+        };
+        let (registry, live) = (Arc::clone(&self.registry), Arc::clone(&self.live));
+        let released = tokio::task::spawn_blocking(move || registry.end(&live, reason)).await;
+        self.ended = released.is_ok();
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.registry.end(&self.live, EndReason::Unspecified);
+        }
+        tracing::info!(peer = %self.live.peer, session = %self.live.id, "session ended");
+    }
+}
+
+/// Serves an attached client until one side ends it.
+async fn attend(frames: &FrameSocket, live: &Arc<Live>) -> Over {
+    tokio::select! {
+        biased;
+        reason = live.end.called() => Over::Ended(reason, explain(reason).into()),
+        () = death(&live.peer) => {
+            Over::Ended(EndReason::PeerGone, "the process that attached has ended".into())
+        }
+        over = requests(frames, live) => over,
+    }
+}
+
+async fn requests(frames: &FrameSocket, live: &Arc<Live>) -> Over {
+    loop {
+        if let Err(over) = one_request(frames, live).await {
+            return over;
+        }
+    }
+}
+
+async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over> {
+    let Packet { frame, fd } = next(frames).await?;
+    let request = frame.request_id;
+    let answer = match (frame.body, fd) {
+        (Some(Asked::RegisterMemory(asked)), Some(fd)) => register(live, fd, asked.writable).await,
+        (Some(Asked::UnregisterMemory(asked)), None) => {
+            unregister(live, MemoryId::new(asked.memory_id)).await
+        }
+        (Some(Asked::Detach(_)), None) => return Err(Over::Closed),
+        (Some(Asked::RegisterMemory(_)), None) => {
+            return Err(broken("RegisterMemory without its fd".into()));
+        }
+        (Some(Asked::Hello(_) | Asked::Attach(_)), None) => Err(Refusal::because(
+            Code::FailedPrecondition,
+            ErrorReason::OutOfTurn,
+            "this connection is a session already",
+        )),
+        (_, Some(_)) => return Err(broken("an fd with a frame that takes none".into())),
+        (None, None) => return Err(broken("a frame without a body".into())),
+    };
+    match answer {
+        Ok(answer) => send(frames, request, answer, None).await,
+        Err(refusal) => refuse(frames, request, refusal, &live.peer).await,
+    }
+}
+
+/// On a thread that may block: closing a hostile file can.
+async fn register(live: &Arc<Live>, fd: OwnedFd, writable: bool) -> Result<Answer, Refusal> {
+    let live = Arc::clone(live);
+    blocking(move || {
+        let memory = ClientMemory::accept(fd, writable)?;
+        let size_bytes = memory.size_bytes();
+        let id = live.domain.core.register(live.id, memory)?;
+        Ok(Answer::MemoryRegistered(v1::MemoryRegistered {
+            memory_id: id.get(),
+            size_bytes,
+        }))
+    })
+    .await
+}
+
+async fn unregister(live: &Arc<Live>, id: MemoryId) -> Result<Answer, Refusal> {
+    let live = Arc::clone(live);
+    blocking(move || {
+        live.domain.core.unregister(live.id, id)?;
+        Ok(Answer::MemoryUnregistered(v1::MemoryUnregistered {}))
+    })
+    .await
+}
+
+async fn blocking(
+    work: impl FnOnce() -> Result<Answer, Refusal> + Send + 'static,
+) -> Result<Answer, Refusal> {
+    let panicked = |error| Refusal::of(Code::Internal, ErrorReason::Bug, &error);
+    tokio::task::spawn_blocking(work).await.map_err(panicked)?
+}
+
+/// Resolves when the process has died; never where the kernel has no pidfds.
+async fn death(peer: &Peer) {
+    let watched = peer.pidfd().and_then(|pidfd| watch(pidfd.ok()?).ok());
+    match watched {
+        // An error means that nothing is to be learnt here; the connection's
+        // end still ends the session.
+        Some(pidfd) => match pidfd.readable().await {
+            Ok(_) => {}
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe to call, for types that lie about their fd; OwnedFd does not"
+)]
+fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)
+}
+
+async fn next(frames: &FrameSocket) -> Result<Packet<ClientFrame>, Over> {
+    match frames.receive().await {
+        Ok(Some(packet)) => Ok(packet),
+        // A reset is how a killed client's end looks.
+        Ok(None) | Err(FrameError::Io(_)) => Err(Over::Closed),
+        Err(error) => Err(broken(error.to_string())),
+    }
+}
+
+/// A frame that brings no fd.
+async fn next_bare(frames: &FrameSocket) -> Result<(u64, Asked), Over> {
+    match next(frames).await? {
+        Packet { fd: Some(_), .. } => Err(broken("an fd with a frame that takes none".into())),
+        Packet {
+            frame:
+                ClientFrame {
+                    request_id,
+                    body: Some(body),
+                },
+            ..
+        } => Ok((request_id, body)),
+        Packet {
+            frame: ClientFrame { body: None, .. },
+            ..
+        } => Err(broken("a frame without a body".into())),
+    }
+}
+
+async fn send(
+    frames: &FrameSocket,
+    request_id: u64,
+    answer: Answer,
+    fd: Option<OwnedFd>,
+) -> Result<(), Over> {
+    let frame = ServerFrame {
+        request_id,
+        body: Some(answer),
+    };
+    let sent = timeout(
+        SEND_LIMIT,
+        frames.send(&frame, fd.as_ref().map(AsFd::as_fd)),
+    )
+    .await;
+    match sent {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a client that cannot be answered");
+            Err(Over::Closed)
+        }
+        Err(_) => Err(broken(format!(
+            "the client has read nothing for {SEND_LIMIT:?}"
+        ))),
+    }
+}
+
+async fn refuse(
+    frames: &FrameSocket,
+    request: u64,
+    refusal: Refusal,
+    peer: &Peer,
+) -> Result<(), Over> {
+    tracing::info!(%peer, reason = refusal.reason().as_str_name(), message = refusal.message, "refused");
+    send(frames, request, Answer::Refusal(refusal), None).await
+}
+
+fn broken(message: String) -> Over {
+    Over::Ended(EndReason::Protocol, message)
+}
+
+fn shutdown() -> Over {
+    Over::Ended(EndReason::Shutdown, explain(EndReason::Shutdown).into())
+}
+
+fn explain(reason: EndReason) -> &'static str {
+    match reason {
+        EndReason::Unspecified => "the session has ended",
+        EndReason::Evicted => "the session was evicted",
+        EndReason::DomainDeleted => "the domain was deleted",
+        EndReason::Shutdown => "the daemon stops",
+        EndReason::Protocol => "the protocol was broken",
+        EndReason::PeerGone => "the process that attached has ended",
+    }
+}

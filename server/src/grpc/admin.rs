@@ -1,0 +1,62 @@
+//! `AdminService`, on the admin socket only.
+
+use std::sync::Arc;
+
+use domaind_proto::convert::count;
+use domaind_proto::paths::RuntimeDir;
+use domaind_proto::v1;
+use domaind_proto::v1::admin_service_server::AdminService;
+use tonic::{Request, Response, Status};
+
+use crate::features::Features;
+use crate::proc;
+use crate::registry::Registry;
+
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) identity: Arc<Identity>,
+}
+
+/// What stays the same for one run of the daemon.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// Differs between two runs.
+    pub(crate) instance: String,
+    pub(crate) start_time_unix_ms: u64,
+    pub(crate) runtime_dir: RuntimeDir,
+    pub(crate) features: Features,
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn get_info(&self, _: Request<v1::GetInfoRequest>) -> Result<Response<v1::Info>, Status> {
+        let totals = self.registry.totals();
+        let Features {
+            memfd_noexec_seal,
+            peer_pidfd,
+            pidfd_inode,
+        } = self.identity.features;
+        Ok(Response::new(v1::Info {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: self.identity.instance.clone(),
+            pid: std::process::id(),
+            start_time_unix_ms: self.identity.start_time_unix_ms,
+            runtime_dir: self.identity.runtime_dir.path().display().to_string(),
+            features: Some(v1::Features {
+                memfd_noexec_seal,
+                peer_pidfd,
+                pidfd_inode,
+            }),
+            domains: count(totals.domains),
+            sessions: count(totals.sessions),
+            streaming_mappings: totals.streaming as u64,
+            coherent_allocations: totals.coherent as u64,
+            memories: totals.memories as u64,
+            region_bytes: totals.region_bytes,
+            region_budget_bytes: totals.region_budget_bytes,
+            open_fds: count(proc::open_fds()),
+            threads: count(proc::threads()),
+        }))
+    }
+}

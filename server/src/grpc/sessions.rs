@@ -1,0 +1,113 @@
+//! `SessionService`.
+
+use std::sync::Arc;
+
+use domain_core::memory::MemoryId;
+use domain_core::session::SessionId;
+use domaind_proto::names::{DomainId, parse_session};
+use domaind_proto::v1::session_service_server::SessionService;
+use domaind_proto::v1::{self, EndReason, ErrorReason, Refusal};
+use tonic::{Code, Request, Response, Status};
+
+use super::caller::principal;
+use super::page;
+use crate::config::Policy;
+use crate::hosted::Hosted;
+use crate::live::Live;
+use crate::registry::{Principal, Registry};
+
+const PAGE: usize = 100;
+const PAGE_MOST: usize = 1000;
+
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) policy: Policy,
+}
+
+#[tonic::async_trait]
+impl SessionService for Sessions {
+    async fn list_sessions(
+        &self,
+        request: Request<v1::ListSessionsRequest>,
+    ) -> Result<Response<v1::ListSessionsResponse>, Status> {
+        let who = principal(&request, &self.policy)?;
+        let v1::ListSessionsRequest {
+            domain,
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let domain = match domain.as_str() {
+            "" => None,
+            name => Some(self.domain(who, name)?),
+        };
+        let size = page::size(page_size, PAGE, PAGE_MOST);
+        let after = page::start(&page_token, |token| token.parse().ok().map(SessionId::new));
+        let after = after.map_err(Refusal::from)?;
+        let mut sessions = self
+            .registry
+            .sessions(who, domain.as_ref(), after, size + 1);
+        let next_page_token = page::cut(&mut sessions, size, |session| session.id.to_string());
+        let sessions = sessions.iter().map(|session| session.view()).collect();
+        Ok(Response::new(v1::ListSessionsResponse {
+            sessions,
+            next_page_token,
+        }))
+    }
+
+    async fn get_session(
+        &self,
+        request: Request<v1::GetSessionRequest>,
+    ) -> Result<Response<v1::Session>, Status> {
+        let who = principal(&request, &self.policy)?;
+        let session = self.find(who, &request.get_ref().name)?;
+        Ok(Response::new(session.view()))
+    }
+
+    async fn evict_session(
+        &self,
+        request: Request<v1::EvictSessionRequest>,
+    ) -> Result<Response<v1::EvictSessionResponse>, Status> {
+        let who = principal(&request, &self.policy)?;
+        let session = self.find(who, &request.get_ref().name)?;
+        let registry = Arc::clone(&self.registry);
+        let evict = move || registry.end(&session, EndReason::Evicted);
+        let evicted = tokio::task::spawn_blocking(evict).await;
+        evicted.map_err(|error| Refusal::of(Code::Internal, ErrorReason::Bug, &error))?;
+        Ok(Response::new(v1::EvictSessionResponse {}))
+    }
+
+    async fn list_memories(
+        &self,
+        request: Request<v1::ListMemoriesRequest>,
+    ) -> Result<Response<v1::ListMemoriesResponse>, Status> {
+        let who = principal(&request, &self.policy)?;
+        let v1::ListMemoriesRequest {
+            domain,
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let domain = self.domain(who, &domain)?;
+        let size = page::size(page_size, PAGE, PAGE_MOST);
+        let after =
+            page::start(&page_token, |token| token.parse::<u64>().ok()).map_err(Refusal::from)?;
+        let from = MemoryId::new(after.map_or(0, |last| last.saturating_add(1)));
+        let mut memories = domain.core.memories(from, size + 1);
+        let next_page_token = page::cut(&mut memories, size, |memory| memory.id.to_string());
+        let memories = memories.into_iter().map(v1::Memory::from).collect();
+        Ok(Response::new(v1::ListMemoriesResponse {
+            memories,
+            next_page_token,
+        }))
+    }
+}
+
+impl Sessions {
+    fn domain(&self, who: Principal, name: &str) -> Result<Arc<Hosted>, Refusal> {
+        Ok(self.registry.domain(who, &DomainId::parse(name)?)?)
+    }
+
+    fn find(&self, who: Principal, name: &str) -> Result<Arc<Live>, Refusal> {
+        Ok(self.registry.session(who, parse_session(name)?)?)
+    }
+}

@@ -1,0 +1,79 @@
+//! One domain with its name, its owner and its share of the budget.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use domain_core::Domain;
+use domain_core::domain::{Scrub, Usage};
+use domain_core::layout::{ApertureKind, Layout};
+use domain_core::limits::Quotas;
+use domaind_proto::names::DomainId;
+use domaind_proto::v1;
+
+use crate::budget::Share;
+
+/// A domain as the daemon hosts it.
+#[derive(Debug)]
+pub(crate) struct Hosted {
+    pub(crate) id: DomainId,
+    /// Tells two domains apart that had the same name.
+    pub(crate) uid: String,
+    pub(crate) owner_uid: u32,
+    pub(crate) create_time_unix_ms: u64,
+    pub(crate) core: Domain,
+    /// Given back when the last session has let go of the domain. Below `core`,
+    /// so that the memory is gone before its bytes count as free.
+    pub(crate) _share: Share,
+}
+
+impl Hosted {
+    pub(crate) fn view(&self) -> v1::Domain {
+        let Usage {
+            generation, bounce, ..
+        } = self.core.usage();
+        v1::Domain {
+            uid: self.uid.clone(),
+            owner_uid: self.owner_uid,
+            create_time_unix_ms: self.create_time_unix_ms,
+            usage: Some(self.core.usage().into()),
+            max_mapping_bytes: bounce.largest_hole_bytes,
+            generation,
+            ..planned(
+                &self.id,
+                self.core.layout(),
+                self.core.quotas(),
+                self.core.scrub(),
+            )
+        }
+    }
+}
+
+/// What a domain of this plan would be, before it is.
+pub(crate) fn planned(id: &DomainId, layout: &Layout, quotas: Quotas, scrub: Scrub) -> v1::Domain {
+    let aperture = |kind| layout.aperture(kind);
+    let bytes = |kind| {
+        aperture(kind)
+            .and_then(|range| range.len_bytes())
+            .unwrap_or(0)
+    };
+    v1::Domain {
+        name: id.name(),
+        bounce_bytes: bytes(ApertureKind::Bounce),
+        coherent_bytes: bytes(ApertureKind::Coherent),
+        bounce: aperture(ApertureKind::Bounce).map(Into::into),
+        coherent: aperture(ApertureKind::Coherent).map(Into::into),
+        iova_limit: layout.limit().get(),
+        granule_bytes: layout.granule().bytes(),
+        backing: v1::Backing::from(layout.backing()).into(),
+        scrub: v1::Scrub::from(scrub).into(),
+        quotas: Some(quotas.into()),
+        ..v1::Domain::default()
+    }
+}
+
+/// Milliseconds since 1970, for people to look at; nothing depends on it.
+pub(crate) fn now_unix_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

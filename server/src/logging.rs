@@ -1,0 +1,38 @@
+//! Where the daemon's log lines go: standard error, as text or JSON.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
+
+use crate::config::{Log, LogFormat};
+
+/// Installs the log for this process, panics included.
+///
+/// # Errors
+/// [`ParseError`] if the levels cannot be read.
+pub fn init(log: &Log) -> Result<(), ParseError> {
+    let levels: Targets = log.level.parse()?;
+    let lines = match log.format {
+        LogFormat::Text => fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(colours())
+            .boxed(),
+        LogFormat::Json => fmt::layer().json().with_writer(std::io::stderr).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(levels))
+        .init();
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::force_capture();
+        tracing::error!(%panic, %backtrace, "a bug: a call panicked");
+    }));
+    Ok(())
+}
+
+fn colours() -> bool {
+    std::io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

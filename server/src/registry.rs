@@ -1,0 +1,433 @@
+//! Domains and sessions by name, and who may see which.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use domain_core::Domain;
+use domain_core::domain::{Close, InUse, Scrub, Usage};
+use domain_core::layout::Layout;
+use domain_core::limits::{DOMAINS, DOMAINS_PER_OWNER, Quotas};
+use domain_core::region::{Access, RegionError};
+use domain_core::session::{JoinError, Role, SessionId};
+use domaind_proto::names::DomainId;
+use domaind_proto::v1::{EndReason, ErrorReason, Refusal};
+use rustix::rand::{GetRandomFlags, getrandom};
+use tonic::Code;
+
+use crate::budget::{Budget, OverBudget};
+use crate::hosted::{Hosted, now_unix_ms};
+use crate::live::{End, Live, Token};
+use crate::peer::Peer;
+
+/// Through which door somebody came, which is part of who they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Door {
+    /// The public sockets: sees what its uid owns.
+    Public,
+    /// The operator's socket: sees everything.
+    Admin,
+}
+
+/// On whose behalf something is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Principal {
+    pub(crate) uid: u32,
+    pub(crate) door: Door,
+}
+
+impl Principal {
+    /// A domain belongs to the uid that created it; the operator may all.
+    pub(crate) fn may_see(self, domain: &Hosted) -> bool {
+        self.door == Door::Admin || self.uid == domain.owner_uid
+    }
+}
+
+/// All domains and sessions of one daemon.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    /// Names only. Held for look-ups and changes of the tables, never while a
+    /// domain is made, copied or zeroed. May be held while a domain's own lock
+    /// is taken, never the other way round.
+    tables: RwLock<Tables>,
+    budget: Budget,
+    next_session: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    domains: BTreeMap<DomainId, Arc<Hosted>>,
+    sessions: BTreeMap<SessionId, Arc<Live>>,
+}
+
+/// What a new domain shall be, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) id: DomainId,
+    pub(crate) layout: Layout,
+    pub(crate) quotas: Quotas,
+    pub(crate) scrub: Scrub,
+}
+
+/// What somebody who attaches shall be, checked.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    pub(crate) domain: Arc<Hosted>,
+    pub(crate) role: Role,
+    pub(crate) access: Access,
+    pub(crate) access_enforced: bool,
+    pub(crate) peer: Arc<Peer>,
+}
+
+/// Why a domain was not made. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CreateError {
+    #[error("domain {id} exists")]
+    Exists { id: DomainId },
+    #[error("{used} domains are there, {whose} may have {limit}")]
+    TooMany {
+        whose: &'static str,
+        limit: u32,
+        used: usize,
+    },
+    #[error(transparent)]
+    OverBudget(#[from] OverBudget),
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    #[error("no randomness for the domain's uid")]
+    Randomness(#[source] io::Error),
+}
+
+/// Why nobody was let in.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdmitError {
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("no randomness for the session's token")]
+    Randomness(#[source] io::Error),
+}
+
+/// A name that leads nowhere, or nowhere that the caller may see.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum Missing {
+    #[error("there is no domain {0}")]
+    Domain(DomainId),
+    #[error("there is no session {0}")]
+    Session(SessionId),
+}
+
+/// Counts over all domains.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) domains: usize,
+    pub(crate) sessions: usize,
+    pub(crate) streaming: usize,
+    pub(crate) coherent: usize,
+    pub(crate) memories: usize,
+    pub(crate) region_bytes: u64,
+    pub(crate) region_budget_bytes: u64,
+}
+
+impl Registry {
+    pub(crate) fn new(region_budget_bytes: u64) -> Registry {
+        Registry {
+            tables: RwLock::default(),
+            budget: Budget::new(region_budget_bytes),
+            next_session: AtomicU64::new(1),
+        }
+    }
+
+    /// Makes a domain with all its memory. May take long: the kernel allocates
+    /// and zeroes every page.
+    pub(crate) fn create(&self, owner_uid: u32, plan: Plan) -> Result<Arc<Hosted>, CreateError> {
+        self.check_room(owner_uid, &plan.id)?;
+        let share = self.budget.take(plan.layout.region_bytes())?;
+        let core = Domain::create(plan.id.as_str(), plan.layout, plan.quotas, plan.scrub)?;
+        let hosted = Arc::new(Hosted {
+            uid: random_hex().map_err(CreateError::Randomness)?,
+            id: plan.id,
+            owner_uid,
+            create_time_unix_ms: now_unix_ms(),
+            core,
+            _share: share,
+        });
+        // Somebody else may have taken the name or the last place meanwhile.
+        let mut tables = self.write();
+        tables.check_room(owner_uid, &hosted.id)?;
+        tables
+            .domains
+            .insert(hosted.id.clone(), Arc::clone(&hosted));
+        Ok(hosted)
+    }
+
+    /// Would this domain find its place right now?
+    pub(crate) fn check_create(&self, owner_uid: u32, plan: &Plan) -> Result<(), CreateError> {
+        self.check_room(owner_uid, &plan.id)?;
+        drop(self.budget.take(plan.layout.region_bytes())?);
+        Ok(())
+    }
+
+    fn check_room(&self, owner_uid: u32, id: &DomainId) -> Result<(), CreateError> {
+        self.read().check_room(owner_uid, id)
+    }
+
+    pub(crate) fn domain(&self, who: Principal, id: &DomainId) -> Result<Arc<Hosted>, Missing> {
+        let tables = self.read();
+        let found = tables.domains.get(id).filter(|domain| who.may_see(domain));
+        found.cloned().ok_or_else(|| Missing::Domain(id.clone()))
+    }
+
+    /// Domains that the caller may see, by name, behind `after`.
+    pub(crate) fn domains(
+        &self,
+        who: Principal,
+        after: Option<&DomainId>,
+        max: usize,
+    ) -> Vec<Arc<Hosted>> {
+        let tables = self.read();
+        let behind = tables
+            .domains
+            .values()
+            .filter(|domain| after.is_none_or(|after| domain.id > *after));
+        behind
+            .filter(|domain| who.may_see(domain))
+            .take(max)
+            .cloned()
+            .collect()
+    }
+
+    /// Takes a domain out of the tables and ends its sessions. Answers how many.
+    pub(crate) fn delete(&self, domain: &Arc<Hosted>, how: Close) -> Result<usize, InUse> {
+        let sessions = domain.core.close(how)?;
+        let ending: Vec<_> = {
+            let mut tables = self.write();
+            // Another delete may have been faster, and a namesake may be there.
+            if tables
+                .domains
+                .get(&domain.id)
+                .is_some_and(|there| Arc::ptr_eq(there, domain))
+            {
+                tables.domains.remove(&domain.id);
+            }
+            sessions
+                .iter()
+                .filter_map(|id| tables.sessions.remove(id))
+                .collect()
+        };
+        for session in &ending {
+            session.domain.core.leave(session.id);
+            session.end.call(EndReason::DomainDeleted);
+        }
+        Ok(ending.len())
+    }
+
+    /// Lets somebody into a domain; answers the session and the generation
+    /// that it starts from.
+    pub(crate) fn admit(&self, admission: Admission) -> Result<(Arc<Live>, u64), AdmitError> {
+        let id = SessionId::new(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let Admission {
+            domain,
+            role,
+            access,
+            access_enforced,
+            peer,
+        } = admission;
+        let live = Arc::new(Live {
+            id,
+            token: Token::new(id).map_err(AdmitError::Randomness)?,
+            domain,
+            role,
+            access,
+            access_enforced,
+            peer,
+            attach_time_unix_ms: now_unix_ms(),
+            end: End::default(),
+        });
+        // Under the tables' lock, so that a delete sees the session in both
+        // places or in none.
+        let mut tables = self.write();
+        let generation = live.domain.core.join(id, role)?;
+        tables.sessions.insert(id, Arc::clone(&live));
+        Ok((live, generation))
+    }
+
+    /// Ends a session: all that it held is released, zeroed first.
+    pub(crate) fn end(&self, session: &Live, reason: EndReason) {
+        self.write().sessions.remove(&session.id);
+        session.domain.core.leave(session.id);
+        session.end.call(reason);
+    }
+
+    /// Ends all sessions, telling each of them.
+    pub(crate) fn end_all(&self, reason: EndReason) {
+        let sessions: Vec<_> = self.read().sessions.values().cloned().collect();
+        for session in sessions {
+            session.end.call(reason);
+        }
+    }
+
+    pub(crate) fn session(&self, who: Principal, id: SessionId) -> Result<Arc<Live>, Missing> {
+        let found = self.read().sessions.get(&id).cloned();
+        found
+            .filter(|session| who.may_see(&session.domain))
+            .ok_or(Missing::Session(id))
+    }
+
+    /// Sessions that the caller may see, by number, behind `after`; only those
+    /// of `domain` if one is named.
+    pub(crate) fn sessions(
+        &self,
+        who: Principal,
+        domain: Option<&Arc<Hosted>>,
+        after: Option<SessionId>,
+        max: usize,
+    ) -> Vec<Arc<Live>> {
+        let tables = self.read();
+        let behind = tables
+            .sessions
+            .values()
+            .filter(|session| after.is_none_or(|after| session.id > after));
+        let wanted = behind
+            .filter(|session| domain.is_none_or(|domain| Arc::ptr_eq(domain, &session.domain)));
+        wanted
+            .filter(|session| who.may_see(&session.domain))
+            .take(max)
+            .cloned()
+            .collect()
+    }
+
+    /// The session that a token and a peer belong to.
+    pub(crate) fn authenticate(&self, token: &Token, peer: &Peer) -> Result<Arc<Live>, Refusal> {
+        let found = self.read().sessions.get(&token.session()).cloned();
+        let live = found
+            .filter(|live| live.token.matches(token))
+            .ok_or_else(|| {
+                Refusal::because(
+                    Code::NotFound,
+                    ErrorReason::NoSuchSession,
+                    "no session is live with this token",
+                )
+            })?;
+        if !live.peer.is_same_process(peer) || peer.is_dead() {
+            let message = format!("the session belongs to {}, this is {peer}", live.peer);
+            return Err(Refusal::because(
+                Code::PermissionDenied,
+                ErrorReason::WrongPeer,
+                message,
+            ));
+        }
+        Ok(live)
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        let (domains, sessions): (Vec<_>, usize) = {
+            let tables = self.read();
+            (
+                tables.domains.values().cloned().collect(),
+                tables.sessions.len(),
+            )
+        };
+        let count = |totals: Totals, usage: Usage| Totals {
+            streaming: totals.streaming + usage.streaming,
+            coherent: totals.coherent + usage.coherent,
+            memories: totals.memories + usage.memories,
+            ..totals
+        };
+        let start = Totals {
+            domains: domains.len(),
+            sessions,
+            region_bytes: self.budget.used_bytes(),
+            region_budget_bytes: self.budget.limit_bytes(),
+            ..Totals::default()
+        };
+        domains
+            .iter()
+            .map(|domain| domain.core.usage())
+            .fold(start, count)
+    }
+
+    // A panic while the tables are locked leaves them whole: every change is
+    // one insert or one remove.
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tables {
+    fn check_room(&self, owner_uid: u32, id: &DomainId) -> Result<(), CreateError> {
+        if self.domains.contains_key(id) {
+            return Err(CreateError::Exists { id: id.clone() });
+        }
+        let owned = self
+            .domains
+            .values()
+            .filter(|domain| domain.owner_uid == owner_uid)
+            .count();
+        let checks = [
+            ("a user", DOMAINS_PER_OWNER, owned),
+            ("a node", DOMAINS, self.domains.len()),
+        ];
+        match checks
+            .into_iter()
+            .find(|(_, limit, used)| *used >= *limit as usize)
+        {
+            Some((whose, limit, used)) => Err(CreateError::TooMany { whose, limit, used }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<CreateError> for Refusal {
+    fn from(error: CreateError) -> Refusal {
+        match error {
+            CreateError::Exists { ref id } => {
+                Refusal::of(Code::AlreadyExists, ErrorReason::DomainExists, &error)
+                    .with("domain", id)
+            }
+            CreateError::TooMany { limit, used, .. } => {
+                Refusal::of(Code::ResourceExhausted, ErrorReason::QuotaExceeded, &error)
+                    .with("quota", "domains")
+                    .with("limit", limit)
+                    .with("used", used)
+            }
+            CreateError::OverBudget(over) => {
+                Refusal::of(Code::ResourceExhausted, ErrorReason::NoMemory, &error)
+                    .with("want_bytes", over.want_bytes)
+                    .with("used", over.used_bytes)
+                    .with("limit", over.limit_bytes)
+            }
+            CreateError::Region(region) => region.into(),
+            CreateError::Randomness(_) => Refusal::of(Code::Internal, ErrorReason::Bug, &error),
+        }
+    }
+}
+
+impl From<AdmitError> for Refusal {
+    fn from(error: AdmitError) -> Refusal {
+        match error {
+            AdmitError::Join(join) => join.into(),
+            AdmitError::Randomness(_) => Refusal::of(Code::Internal, ErrorReason::Bug, &error),
+        }
+    }
+}
+
+impl From<Missing> for Refusal {
+    fn from(missing: Missing) -> Refusal {
+        let reason = match missing {
+            Missing::Domain(_) => ErrorReason::NoSuchDomain,
+            Missing::Session(_) => ErrorReason::NoSuchSession,
+        };
+        Refusal::of(Code::NotFound, reason, &missing)
+    }
+}
+
+fn random_hex() -> io::Result<String> {
+    let mut bytes = [0u8; 16];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

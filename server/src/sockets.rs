@@ -1,0 +1,295 @@
+//! The runtime directory, and sockets that replace one another without a gap.
+//!
+//! A socket is bound under a private name, given its mode and group, and only
+//! then renamed over its public name: nobody ever connects to one that is not
+//! ready, and a restart leaves no moment without one.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use domaind_proto::paths::RuntimeDir;
+use rustix::fs::{FlockOperation, flock};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// Connections that may wait to be accepted. The kernel's own limit
+/// (`net.core.somaxconn`) may be lower.
+const BACKLOG: i32 = 4096;
+
+/// Why the sockets are not there.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum SocketError {
+    #[error("another daemon (pid {pid}) serves {dir:?}")]
+    Locked { dir: PathBuf, pid: String },
+    #[error("{path:?} is not a directory")]
+    NotADirectory { path: PathBuf },
+    #[error("{path:?} belongs to uid {owner}, this daemon runs as uid {uid}")]
+    ForeignDirectory { path: PathBuf, owner: u32, uid: u32 },
+    #[error("{what} {path:?}")]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        cause: io::Error,
+    },
+}
+
+fn failed<'p>(what: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> SocketError + 'p {
+    move |cause| SocketError::Io {
+        what,
+        path: path.to_owned(),
+        cause,
+    }
+}
+
+/// The runtime directory, ours alone while this lives.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    dir: RuntimeDir,
+    client_gid: Option<u32>,
+    /// Holds the lock. Never unlinked: whoever waits for it holds the same file.
+    _lock: File,
+}
+
+/// A listening socket under its public name; dropping it takes the name away,
+/// unless it is another daemon's by now.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    path: PathBuf,
+    /// Device and inode of the name.
+    identity: (u64, u64),
+}
+
+impl Claim {
+    /// Makes the directories and takes the lock.
+    pub(crate) fn take(dir: &RuntimeDir, client_gid: Option<u32>) -> Result<Claim, SocketError> {
+        make_dir(dir.path(), 0o755, None)?;
+        let lock = take_lock(dir.path())?;
+        make_dir(&dir.public(), 0o750, client_gid)?;
+        make_dir(&dir.admin(), 0o700, None)?;
+        Ok(Claim {
+            dir: dir.clone(),
+            client_gid,
+            _lock: lock,
+        })
+    }
+
+    /// gRPC for clients.
+    pub(crate) fn bind_api(&self) -> Result<(Bound, UnixListener), SocketError> {
+        self.bind(
+            self.dir.api_socket(),
+            SocketType::STREAM,
+            0o660,
+            self.client_gid,
+        )
+    }
+
+    /// Sessions and their fds. Accepts like any Unix listener; what it accepts
+    /// keeps packets apart.
+    pub(crate) fn bind_fd(&self) -> Result<(Bound, UnixListener), SocketError> {
+        self.bind(
+            self.dir.fd_socket(),
+            SocketType::SEQPACKET,
+            0o660,
+            self.client_gid,
+        )
+    }
+
+    /// gRPC for the operator.
+    pub(crate) fn bind_admin(&self) -> Result<(Bound, UnixListener), SocketError> {
+        self.bind(self.dir.admin_socket(), SocketType::STREAM, 0o600, None)
+    }
+
+    fn bind(
+        &self,
+        path: PathBuf,
+        kind: SocketType,
+        mode: u32,
+        gid: Option<u32>,
+    ) -> Result<(Bound, UnixListener), SocketError> {
+        let private = private_name(&path);
+        remove_if_there(&private).map_err(failed("removing", &private))?;
+        let listener = listen(&private, kind).map_err(failed("binding", &private))?;
+        protect(&private, mode, gid)?;
+        let meta = fs::symlink_metadata(&private).map_err(failed("looking at", &private))?;
+        fs::rename(&private, &path).map_err(failed("renaming a socket to", &path))?;
+        Ok((
+            Bound {
+                identity: (meta.dev(), meta.ino()),
+                path,
+            },
+            listener,
+        ))
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|meta| (meta.dev(), meta.ino()) == self.identity);
+        if ours {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn take_lock(dir: &Path) -> Result<File, SocketError> {
+    let path = dir.join("domaind.lock");
+    let open = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path);
+    let mut lock = open.map_err(failed("opening", &path))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut pid = String::new();
+            let _ = lock.take(32).read_to_string(&mut pid);
+            return Err(SocketError::Locked {
+                dir: dir.to_owned(),
+                pid: pid.trim().to_owned(),
+            });
+        }
+        Err(errno) => return Err(failed("locking", &path)(errno.into())),
+    }
+    // For people, and for the message above.
+    let noted = lock
+        .set_len(0)
+        .and_then(|()| writeln!(lock, "{}", std::process::id()));
+    noted.map_err(failed("writing", &path))?;
+    Ok(lock)
+}
+
+/// Makes a directory of ours with exactly this mode, or takes the one there is.
+fn make_dir(path: &Path, mode: u32, gid: Option<u32>) -> Result<(), SocketError> {
+    match fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+    {
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(failed("creating", path)(cause));
+        }
+        _ => {}
+    }
+    let meta = fs::symlink_metadata(path).map_err(failed("looking at", path))?;
+    if !meta.is_dir() {
+        return Err(SocketError::NotADirectory {
+            path: path.to_owned(),
+        });
+    }
+    let uid = rustix::process::geteuid().as_raw();
+    if meta.uid() != uid {
+        return Err(SocketError::ForeignDirectory {
+            path: path.to_owned(),
+            owner: meta.uid(),
+            uid,
+        });
+    }
+    protect(path, mode, gid)
+}
+
+fn protect(path: &Path, mode: u32, gid: Option<u32>) -> Result<(), SocketError> {
+    if gid.is_some() {
+        std::os::unix::fs::chown(path, None, gid)
+            .map_err(failed("giving to the client group", path))?;
+    }
+    fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(failed("setting the mode of", path))
+}
+
+fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket: OwnedFd = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+/// `.{name}.{pid}` beside the public name.
+fn private_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}", std::process::id()))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => Err(cause),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    fn runtime() -> (tempfile::TempDir, RuntimeDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = RuntimeDir::new(&dir.path().join("run")).unwrap();
+        (dir, runtime)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn everything_has_its_mode_whatever_the_umask() {
+        let (_dir, runtime) = runtime();
+        let claim = Claim::take(&runtime, None).unwrap();
+        let bound = [
+            claim.bind_api().unwrap(),
+            claim.bind_fd().unwrap(),
+            claim.bind_admin().unwrap(),
+        ];
+        assert_eq!(mode(&runtime.public()), 0o750);
+        assert_eq!(mode(&runtime.admin()), 0o700);
+        assert_eq!(mode(&runtime.api_socket()), 0o660);
+        assert_eq!(mode(&runtime.admin_socket()), 0o600);
+        UnixStream::connect(runtime.api_socket()).unwrap();
+        drop(bound);
+        assert!(!runtime.fd_socket().exists());
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused_naming_the_first() {
+        let (_dir, runtime) = runtime();
+        let first = Claim::take(&runtime, None).unwrap();
+        let refused = Claim::take(&runtime, None).unwrap_err();
+        let own = std::process::id().to_string();
+        assert!(matches!(refused, SocketError::Locked { pid, .. } if pid == own));
+        drop(first);
+        Claim::take(&runtime, None).unwrap();
+    }
+
+    #[test]
+    fn a_name_that_is_another_daemons_by_now_stays() {
+        let (_dir, runtime) = runtime();
+        let claim = Claim::take(&runtime, None).unwrap();
+        let old = claim.bind_api().unwrap();
+        let new = claim.bind_api().unwrap();
+        drop(old);
+        UnixStream::connect(runtime.api_socket()).unwrap();
+        drop(new);
+        assert!(!runtime.api_socket().exists());
+    }
+
+    #[test]
+    fn a_file_where_a_directory_should_be_is_refused() {
+        let (_dir, runtime) = runtime();
+        fs::create_dir(runtime.path()).unwrap();
+        fs::write(runtime.public(), "").unwrap();
+        assert!(matches!(
+            Claim::take(&runtime, None),
+            Err(SocketError::NotADirectory { .. })
+        ));
+    }
+}
