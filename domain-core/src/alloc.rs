@@ -99,6 +99,8 @@ pub struct IovaAllocator {
     free_by_len: BTreeSet<(u64, Grain)>,
     /// Live allocations, start to length.
     live: BTreeMap<Grain, u64>,
+    /// Sum of their lengths.
+    used: u64,
 }
 
 impl IovaAllocator {
@@ -126,6 +128,7 @@ impl IovaAllocator {
             free: BTreeMap::from([(first, len)]),
             free_by_len: BTreeSet::from([(len, first)]),
             live: BTreeMap::new(),
+            used: 0,
         })
     }
 
@@ -210,6 +213,7 @@ impl IovaAllocator {
             return Err(FreeError::WrongSize { range, allocated });
         }
         self.live.remove(&at);
+        self.used -= len;
         self.join(at, len);
         Ok(())
     }
@@ -225,8 +229,13 @@ impl IovaAllocator {
     /// Allocated bytes, in whole granules.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
-        let free: u64 = self.free.values().sum();
-        (self.last - self.first + 1 - free) << self.granule.shift()
+        self.used << self.granule.shift()
+    }
+
+    /// Number of live allocations.
+    #[must_use]
+    pub fn live_count(&self) -> usize {
+        self.live.len()
     }
 
     /// Live allocations in order.
@@ -267,6 +276,8 @@ impl IovaAllocator {
             after_free = is_free;
         }
         assert_eq!(next, self.last + 1, "runs make the whole");
+        let used: u64 = self.live.values().sum();
+        assert_eq!(used, self.used, "what is used is counted");
     }
 
     /// One past the last granule that may be used.
@@ -298,6 +309,7 @@ impl IovaAllocator {
             self.remember(at + want, start + len - (at + want));
         }
         self.live.insert(at, want);
+        self.used += want;
     }
 
     fn join(&mut self, mut at: Grain, mut len: u64) {

@@ -10,7 +10,9 @@ pub enum BatchMode {
     Partial,
 }
 
-/// The entry for which a whole batch was refused. Nothing was changed.
+/// The entry for which a whole batch was refused. The domain is as it was;
+/// bytes that had been copied back to a driver before a copy failed stay
+/// copied, as they would be again.
 #[derive(Debug, thiserror::Error)]
 #[error("entry {index}: {error}")]
 pub struct BatchError<E> {
@@ -24,20 +26,27 @@ pub struct BatchError<E> {
 /// [`BatchMode::AllOrNothing`] all of them are `Ok`.
 pub type BatchResult<T, E> = Result<Vec<Result<T, E>>, BatchError<E>>;
 
+/// Takes every entry that is still good one step further. An all-or-nothing
+/// batch takes none behind the first that fails.
+pub(crate) fn advance<T, U, E>(
+    mode: BatchMode,
+    entries: Vec<Result<T, E>>,
+    mut step: impl FnMut(T) -> Result<U, E>,
+) -> BatchResult<U, E> {
+    let mut outcomes = Vec::with_capacity(entries.len());
+    for (index, entry) in entries.into_iter().enumerate() {
+        match (mode, entry.and_then(&mut step)) {
+            (BatchMode::AllOrNothing, Err(error)) => return Err(BatchError { index, error }),
+            (_, outcome) => outcomes.push(outcome),
+        }
+    }
+    Ok(outcomes)
+}
+
 /// Lets a partial batch pass; stops the other kind at its first refusal,
 /// dropping (and so undoing) what the other entries had reached.
 pub(crate) fn settle<T, E>(mode: BatchMode, outcomes: Vec<Result<T, E>>) -> BatchResult<T, E> {
-    let refused = match mode {
-        BatchMode::Partial => None,
-        BatchMode::AllOrNothing => outcomes.iter().position(Result::is_err),
-    };
-    let Some(index) = refused else {
-        return Ok(outcomes);
-    };
-    match outcomes.into_iter().nth(index) {
-        Some(Err(error)) => Err(BatchError { index, error }),
-        _ => unreachable!("position() found an error at {index}"),
-    }
+    advance(mode, outcomes, Ok)
 }
 
 #[cfg(test)]
@@ -56,6 +65,18 @@ mod tests {
             settle(BatchMode::AllOrNothing, vec![Ok::<_, &str>(1)]).unwrap(),
             vec![Ok(1)]
         );
+    }
+
+    #[test]
+    fn nothing_is_done_behind_the_first_failure_of_an_all_or_nothing_batch() {
+        let mut seen = Vec::new();
+        let step = |number: i32| {
+            seen.push(number);
+            if number == 2 { Err("no") } else { Ok(number) }
+        };
+        let stopped =
+            advance(BatchMode::AllOrNothing, vec![Ok(1), Ok(2), Ok(3)], step).unwrap_err();
+        assert_eq!((stopped.index, seen), (1, vec![1, 2]));
     }
 
     #[test]

@@ -139,8 +139,6 @@ pub enum MapError {
     MemoryReadOnly { id: MemoryId, direction: Direction },
     #[error("memory {id} lies on huge pages, which cannot be bounced")]
     HugetlbMemory { id: MemoryId },
-    #[error("{lead_bytes} + {len_bytes} bytes leave 64 bits")]
-    Overflow { lead_bytes: u64, len_bytes: u64 },
     #[error(transparent)]
     Alloc(#[from] AllocError),
     #[error("copying {len_bytes} bytes at {offset} of memory {memory} in")]
@@ -266,7 +264,7 @@ impl Bounce {
         match (self.direction, spec.written_bytes) {
             _ if silent => refuse("copies are skipped").map(|()| 0),
             (Direction::ToDevice, _) => refuse("TO_DEVICE").map(|()| 0),
-            (Direction::FromDevice, _) if self.preserve => refuse("preserve").map(|()| len_bytes),
+            _ if self.preserve => refuse("preserve").map(|()| len_bytes),
             (_, Some(written_bytes)) if written_bytes > len_bytes => {
                 Err(UnmapError::WrittenTooLarge {
                     written_bytes,

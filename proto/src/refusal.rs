@@ -406,9 +406,6 @@ impl From<MapError> for Refusal {
             MapError::HugetlbMemory { id } => {
                 invalid(ErrorReason::MemoryRefused, &error).with("memory_id", id)
             }
-            MapError::Overflow { .. } => {
-                Refusal::of(Code::OutOfRange, ErrorReason::AddressOverflow, &error)
-            }
             MapError::Alloc(alloc) => alloc.into(),
             MapError::Copy {
                 memory,

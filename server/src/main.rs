@@ -6,15 +6,18 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use domaind_server::config::{ConfigArgs, DEFAULT_CONFIG};
 use domaind_server::{Daemon, logging};
-use rustix::process::DumpableBehavior;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Owns IOVA domains and shares their memory between processes.
+/// Owns IOVA domains and shares their memory between processes. Without a
+/// command it serves.
 #[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(flatten)]
+    serve: ConfigArgs,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -30,7 +33,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let Cli { serve, command } = Cli::parse();
+    match run(command.unwrap_or(Command::Serve(serve))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -63,6 +67,7 @@ fn serve(args: &ConfigArgs) -> anyhow::Result<()> {
     // Nobody of our uid may take our fds, which are the originals of all regions.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .context("PR_SET_DUMPABLE")?;
+    raise_fd_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -79,4 +84,17 @@ fn serve(args: &ConfigArgs) -> anyhow::Result<()> {
         daemon.stop().await;
         Ok(())
     })
+}
+
+/// Sessions, connections and registered memory hold an fd each; the soft limit
+/// is often 1024. Where it cannot be raised, clients run into it earlier.
+fn raise_fd_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(cause) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%cause, ?limit, "cannot raise the limit of file descriptors");
+    }
 }

@@ -20,7 +20,7 @@ use self::transit::{Draining, Reservation, Syncing};
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::IovaAllocator;
 use crate::aperture::Aperture;
-use crate::batch::{BatchMode, BatchResult, settle};
+use crate::batch::{BatchMode, BatchResult, advance, settle};
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
 use crate::iotlb::{Entry, Iotlb, Piece, TranslateError};
 use crate::layout::{ApertureKind, Layout};
@@ -191,9 +191,15 @@ impl Domain {
             return Err(JoinError::DomainClosed);
         }
         state.quotas.admit(Quota::Sessions, state.sessions.len())?;
-        let before = state.sessions.insert(session, Attached::new(role));
-        assert!(before.is_none(), "session {session} joins once");
-        Ok(state.iotlb.generation())
+        let generation = state.iotlb.generation();
+        let twice = state.sessions.contains_key(&session);
+        if !twice {
+            state.sessions.insert(session, Attached::new(role));
+        }
+        drop(state);
+        // Outside the lock: a slip of the caller's must not fail the domain.
+        assert!(!twice, "session {session} joins once");
+        Ok(generation)
     }
 
     /// Ends a session and releases all it held, zeroed; nothing is copied
@@ -269,8 +275,9 @@ impl Domain {
         Ok(())
     }
 
-    /// Stops everything new. With [`Close::Force`] it answers the sessions that
-    /// are to be ended; each of them must still [`leave`](Domain::leave).
+    /// Stops everything but [`leave`](Domain::leave). With [`Close::Force`] it
+    /// answers the sessions that are to be ended; each of them must still
+    /// leave, and loses what it has not copied back.
     ///
     /// # Errors
     /// [`InUse`] for [`Close::IfUnused`] on a domain that is in use.
@@ -310,13 +317,7 @@ impl Domain {
         mode: BatchMode,
     ) -> BatchResult<Mapped, MapError> {
         let reserved = settle(mode, self.reserve_all(session, specs))?;
-        let filled = settle(
-            mode,
-            reserved
-                .into_iter()
-                .map(|entry| entry.and_then(Reservation::fill))
-                .collect(),
-        )?;
+        let filled = advance(mode, reserved, Reservation::fill)?;
         settle(mode, self.go_live_all(filled))
     }
 
@@ -324,6 +325,8 @@ impl Domain {
     ///
     /// # Errors
     /// The first refused entry of an all-or-nothing batch; all mappings stay.
+    /// If it was a copy that failed, entries before it have been copied back
+    /// and will be again.
     pub fn unmap(
         &self,
         session: SessionId,
@@ -331,23 +334,8 @@ impl Domain {
         mode: BatchMode,
     ) -> BatchResult<u64, UnmapError> {
         let draining = self.drain_all(session, specs, mode)?;
-        let copied = settle(
-            mode,
-            draining
-                .into_iter()
-                .map(|entry| entry.and_then(Draining::copy_back))
-                .collect(),
-        )?;
-        let scrub = self.lock().scrub == Scrub::OnUnmap;
-        let (answers, ended): (Vec<_>, Vec<_>) = copied
-            .into_iter()
-            .map(|entry| match entry {
-                Ok(draining) => (Ok(draining.bytes_back), Some(draining.end())),
-                Err(refused) => (Err(refused), None),
-            })
-            .unzip();
-        self.give_back(&ended.into_iter().flatten().collect::<Vec<_>>(), scrub);
-        Ok(answers)
+        let copied = advance(mode, draining, Draining::copy_back)?;
+        Ok(self.end_all(session, copied))
     }
 
     /// Copies parts of live mappings one way.
@@ -378,13 +366,7 @@ impl Domain {
             .into_iter()
             .map(|entry| entry.map(|job| Syncing { domain: self, job }));
         let guarded: Vec<_> = guarded.collect();
-        settle(
-            mode,
-            guarded
-                .into_iter()
-                .map(|entry| entry.and_then(|syncing| syncing.copy()))
-                .collect(),
-        )
+        advance(mode, guarded, |syncing| syncing.copy())
     }
 
     fn reserve_all(
@@ -402,13 +384,7 @@ impl Domain {
         // Guards only from here on: one that is dropped takes the lock.
         reserved
             .into_iter()
-            .map(|entry| {
-                entry.map(|job| Reservation {
-                    domain: self,
-                    job,
-                    armed: true,
-                })
-            })
+            .map(|entry| entry.map(|job| Reservation::new(self, job)))
             .collect()
     }
 
@@ -457,11 +433,27 @@ impl Domain {
         // Guards only from here on: one that is dropped takes the lock.
         let drain = |job: DrainJob| Draining {
             domain: self,
-            bytes_back: job.bytes_back,
             job,
             armed: true,
         };
         Ok(hidden.into_iter().map(|entry| entry.map(drain)).collect())
+    }
+
+    fn end_all(
+        &self,
+        session: SessionId,
+        copied: Vec<Result<Draining<'_>, UnmapError>>,
+    ) -> Vec<Result<u64, UnmapError>> {
+        let scrub = self.lock().scrubs_what_it_frees(session);
+        let (answers, ended): (Vec<_>, Vec<_>) = copied
+            .into_iter()
+            .map(|entry| match entry {
+                Ok(draining) => (Ok(draining.job.bytes_back), Some(draining.end())),
+                Err(refused) => (Err(refused), None),
+            })
+            .unzip();
+        self.give_back(&ended.into_iter().flatten().collect::<Vec<_>>(), scrub);
+        answers
     }
 
     /// Frees granules that nobody can see any more, zeroed if asked. Does
@@ -502,11 +494,7 @@ impl Domain {
         spec: &CoherentSpec,
     ) -> Result<Allocated, AllocCoherentError> {
         let job = self.lock().reserve_coherent(session, spec)?;
-        let mut made = Reservation {
-            domain: self,
-            job,
-            armed: true,
-        };
+        let mut made = Reservation::new(self, job);
         self.held_aperture(ApertureKind::Coherent)
             .zero(made.job.granules);
         let live = made.go_live(&mut self.lock());
@@ -544,6 +532,20 @@ impl Domain {
     #[must_use]
     pub fn usage(&self) -> Usage {
         self.lock().usage()
+    }
+
+    /// Bytes that are visible through the mappings at these addresses: a hint
+    /// of what ending them will cost. Addresses where none begins count nothing.
+    #[must_use]
+    pub fn visible_bytes(&self, iovas: impl Iterator<Item = Iova>) -> u64 {
+        let state = self.lock();
+        let bytes = |iova| {
+            let (_, held) = state.held.range(..=iova).next_back()?;
+            held.visible
+                .len_bytes()
+                .filter(|_| held.visible.start() == iova)
+        };
+        iovas.filter_map(bytes).fold(0, u64::saturating_add)
     }
 
     /// What one session holds; `None` if it is not attached.

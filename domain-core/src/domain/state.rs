@@ -172,10 +172,7 @@ impl State {
         let len_bytes = spec.len_bytes;
         let total = lead_bytes
             .checked_add(len_bytes)
-            .ok_or(MapError::Overflow {
-                lead_bytes,
-                len_bytes,
-            })?;
+            .expect("a buffer inside a file is far from 2^64 bytes");
         let place = AllocRequest {
             len_bytes: total,
             align_bytes: spec.align_bytes,
@@ -251,6 +248,12 @@ impl State {
             visible,
             bounce: None,
         })
+    }
+
+    /// Is bounce memory of this session zeroed when it is freed? That of one
+    /// that has ended always.
+    pub(super) fn scrubs_what_it_frees(&self, session: SessionId) -> bool {
+        self.scrub == Scrub::OnUnmap || !self.sessions.contains_key(&session)
     }
 
     pub(super) fn take(
@@ -398,11 +401,8 @@ impl State {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        let streaming = self
-            .held
-            .values()
-            .filter(|held| held.bounce().is_some())
-            .count();
+        let live =
+            |iovas: &Option<IovaAllocator>| iovas.as_ref().map_or(0, IovaAllocator::live_count);
         let occupancy = |iovas: &Option<IovaAllocator>| {
             iovas
                 .as_ref()
@@ -413,8 +413,8 @@ impl State {
         };
         Usage {
             sessions: self.sessions.len(),
-            streaming,
-            coherent: self.held.len() - streaming,
+            streaming: live(&self.bounce_iovas),
+            coherent: live(&self.coherent_iovas),
             memories: self.memories.len(),
             bounce: occupancy(&self.bounce_iovas),
             coherent_aperture: occupancy(&self.coherent_iovas),
@@ -475,6 +475,12 @@ impl State {
             .values()
             .filter(|held| held.owner.is_some_and(|o| self.sessions.contains_key(&o)));
         assert_eq!(known, owned.count(), "every mapping counts once");
+        let known: usize = self
+            .sessions
+            .values()
+            .map(|attached| attached.memories.len())
+            .sum();
+        assert_eq!(known, self.memories.len(), "every memory counts once");
         for (id, registered) in &self.memories {
             let used = self
                 .held

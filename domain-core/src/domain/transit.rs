@@ -15,11 +15,23 @@ use crate::streaming::{MapError, Mapped, SyncError, UnmapError};
 pub(super) struct Reservation<'d> {
     pub(super) domain: &'d Domain,
     pub(super) job: FillJob,
-    pub(super) armed: bool,
+    armed: bool,
+    /// Bytes of the driver may lie in it.
+    touched: bool,
 }
 
-impl Reservation<'_> {
-    pub(super) fn fill(self) -> Result<Self, MapError> {
+impl<'d> Reservation<'d> {
+    pub(super) fn new(domain: &'d Domain, job: FillJob) -> Reservation<'d> {
+        Reservation {
+            domain,
+            job,
+            armed: true,
+            touched: false,
+        }
+    }
+
+    pub(super) fn fill(mut self) -> Result<Self, MapError> {
+        self.touched = true;
         let aperture = self.domain.held_aperture(ApertureKind::Bounce);
         let bounce = self.job.bounce.as_ref().expect("a streaming reservation");
         bounce.fill(aperture, self.job.granules, self.job.visible)?;
@@ -49,7 +61,7 @@ impl Reservation<'_> {
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         if self.armed {
-            self.domain.give_back(&[self.job.at], true);
+            self.domain.give_back(&[self.job.at], self.touched);
         }
     }
 }
@@ -57,18 +69,17 @@ impl Drop for Reservation<'_> {
 /// A streaming mapping that is being ended. Dropping it puts it back.
 pub(super) struct Draining<'d> {
     pub(super) domain: &'d Domain,
-    pub(super) bytes_back: u64,
     pub(super) job: DrainJob,
     pub(super) armed: bool,
 }
 
 impl Draining<'_> {
     pub(super) fn copy_back(self) -> Result<Self, UnmapError> {
-        if self.bytes_back > 0 {
+        if self.job.bytes_back > 0 {
             let aperture = self.domain.held_aperture(ApertureKind::Bounce);
             self.job
                 .bounce
-                .copy_back(aperture, self.job.iova, self.bytes_back)?;
+                .copy_back(aperture, self.job.iova, self.job.bytes_back)?;
         }
         Ok(self)
     }

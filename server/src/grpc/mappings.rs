@@ -55,14 +55,9 @@ impl MappingService for Mappings {
     ) -> Result<Response<v1::UnmapResponse>, Status> {
         let session = self.session(&request)?;
         let v1::UnmapRequest { entries, partial } = request.into_inner();
-        // How much is copied back only the core knows; what is written is a hint.
-        let bytes = total(
-            entries
-                .iter()
-                .map(|entry| entry.written_bytes.unwrap_or(u64::MAX)),
-        );
+        let core = &session.domain.core;
+        let bytes = core.visible_bytes(entries.iter().map(|entry| Iova::new(entry.iova)));
         let results = copying(bytes, || {
-            let core = &session.domain.core;
             let parse = |entry: &_| Ok(convert::unmap_spec(entry));
             batch::run(&entries, partial, parse, |specs, mode| {
                 core.unmap(session.id, specs, mode)
@@ -112,10 +107,9 @@ impl MappingService for Mappings {
         let session = self.session(&request)?;
         let v1::FreeCoherentRequest { iova, mapping_id } = *request.get_ref();
         let (iova, id) = (Iova::new(iova), MappingId::new(mapping_id));
-        // How much is zeroed only the core knows.
-        let freed = copying(u64::MAX, || {
-            session.domain.core.free_coherent(session.id, iova, id)
-        });
+        let core = &session.domain.core;
+        let bytes = core.visible_bytes([iova].into_iter());
+        let freed = copying(bytes, || core.free_coherent(session.id, iova, id));
         freed.map_err(Refusal::from)?;
         Ok(Response::new(v1::FreeCoherentResponse {}))
     }

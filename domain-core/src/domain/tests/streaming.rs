@@ -593,29 +593,28 @@ fn a_wrong_name_ends_nothing_and_syncs_nothing() {
 fn a_device_that_floods_the_aperture_changes_nothing_outside_the_buffer() {
     let domain = domain(8, 0);
     let buffer = Buffer::register(&domain, DRIVER, 4);
-    let is_over = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
-                device_floods(&domain, ApertureKind::Bounce, INTRUSION);
-                device_floods(&domain, ApertureKind::Bounce, 0x77);
-            }
-        });
+    let transfers = || {
         for round in 0..300 {
             let (offset, len) = (round * 13 % 5000, round * 29 % 8000 + 1);
-            let back = round * 31 % (len + 1);
+            let count = round * 31 % (len + 1);
             let spec = buffer.spec(offset, len, Direction::FromDevice);
             buffer.write(0, &pattern(4 * P, round));
             let mapped = map(&domain, DRIVER, spec).unwrap();
-            let came_back = unmap(&domain, DRIVER, written(mapped, back)).unwrap();
+            let came_back = unmap(&domain, DRIVER, written(mapped, count)).unwrap();
 
-            assert_eq!(came_back, back);
+            assert_eq!(came_back, count);
             let (now, before) = (buffer.all(), pattern(4 * P, round));
-            let written = size(offset)..size(offset + back);
-            assert!(now[..written.start] == before[..written.start]);
-            assert!(now[written.end..] == before[written.end..]);
+            let (start, end) = (size(offset), size(offset + count));
+            assert!(now[..start] == before[..start]);
+            assert!(now[end..] == before[end..]);
         }
-        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    std::thread::scope(|scope| {
+        let transfers = scope.spawn(transfers);
+        while !transfers.is_finished() {
+            device_floods(&domain, ApertureKind::Bounce, INTRUSION);
+            device_floods(&domain, ApertureKind::Bounce, DIRT);
+        }
     });
 }
 

@@ -199,11 +199,7 @@ fn a_session_that_leaves_during_its_allocation_leaves_nothing() {
         .lock()
         .reserve_coherent(DRIVER, &CoherentSpec::of(1))
         .unwrap();
-    let made = Reservation {
-        domain: &domain,
-        job,
-        armed: true,
-    };
+    let made = Reservation::new(&domain, job);
 
     domain.leave(DRIVER);
 
@@ -329,4 +325,18 @@ fn break_a_promise(domain: &Domain, live: Mapped) {
             ..entry
         })
         .unwrap();
+}
+
+#[test]
+fn what_a_session_leaves_behind_during_its_unmap_is_zeroed() {
+    let (domain, _buffer, spec) = fixture();
+    let mapped = map(&domain, DRIVER, spec).unwrap();
+    let ended = draining(&domain, discarding(mapped));
+    device_writes(&domain, mapped.iova, &[0xa5; 100]);
+
+    domain.leave(DRIVER);
+    domain.end_all(DRIVER, vec![Ok(ended)]);
+
+    assert_eq!(seen(&domain, visible(mapped)), [0; 100]);
+    assert_nothing_is_held(&domain);
 }

@@ -541,7 +541,7 @@ impl Model {
             (Err("copies are skipped"), 0)
         } else if spec.direction == Direction::ToDevice {
             (Err("TO_DEVICE"), 0)
-        } else if spec.direction == Direction::FromDevice && spec.preserve {
+        } else if spec.preserve {
             (Err("preserve"), len_bytes)
         } else {
             (Ok(()), len_bytes)
