@@ -22,9 +22,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .btree_map(".")
         .compile_fds(descriptors)?;
+    // Zeros are written, too: `.usage.sessions` shall not be absent for scripts.
     pbjson_build::Builder::new()
         .register_descriptors(&encoded)?
         .btree_map([".domaind.v1"])
+        .emit_fields()
         .build(&[".domaind.v1"])?;
     println!("cargo:rerun-if-changed=domaind");
     Ok(())

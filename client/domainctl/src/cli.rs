@@ -64,7 +64,7 @@ pub(crate) enum Format {
     Table,
     /// For people with wide terminals
     Wide,
-    /// Canonical proto3 JSON: 64-bit numbers are strings, zeros are left out
+    /// Canonical proto3 JSON with all fields: 64-bit numbers are strings
     Json,
     /// The same as YAML
     Yaml,

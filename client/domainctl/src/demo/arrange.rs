@@ -110,11 +110,8 @@ impl Host {
                 own: None,
             });
         }
-        let dir = tempfile::Builder::new()
-            .prefix("domaind-demo-")
-            .tempdir()
-            .context("a temporary directory")?;
-        let daemon = Daemon::start(Config::for_runtime_dir(RuntimeDir::new(dir.path())?)).await?;
+        let (dir, runtime_dir) = temporary_runtime_dir()?;
+        let daemon = Daemon::start(Config::for_runtime_dir(runtime_dir)).await?;
         let client = Client::connect(daemon.runtime_dir()).await?;
         Ok(Host {
             client,
@@ -176,6 +173,27 @@ impl Host {
         deleted.map_err(domaind_client::Error::from)?;
         Ok(())
     }
+}
+
+/// A directory of our own. `TMPDIR` may be too long for the path of a socket.
+fn temporary_runtime_dir() -> anyhow::Result<(TempDir, RuntimeDir)> {
+    let places = [std::env::temp_dir(), "/tmp".into(), "/dev/shm".into()];
+    let mut failure = None;
+    for place in places {
+        let made = tempfile::Builder::new()
+            .prefix("domaind-demo-")
+            .tempdir_in(place)
+            .context("a temporary directory")
+            .and_then(|dir| {
+                let runtime_dir = RuntimeDir::new(dir.path())?;
+                Ok((dir, runtime_dir))
+            });
+        match made {
+            Ok(made) => return Ok(made),
+            Err(error) => failure.get_or_insert(error),
+        };
+    }
+    Err(failure.expect("there were places to try"))
 }
 
 /// The processes.

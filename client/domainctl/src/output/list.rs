@@ -21,8 +21,7 @@ pub(crate) trait Row: Serialize {
 }
 
 /// All pages of a List call in one. Serialises as that call's answer would,
-/// except that an empty list is `[]` and not absent: `jq '.domains[]'` shall
-/// not fail on a fresh daemon.
+/// without the token of a next page.
 #[derive(Debug)]
 pub(crate) struct List<T> {
     items: Vec<T>,
