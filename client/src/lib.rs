@@ -75,3 +75,8 @@ pub use domain_core::streaming::{MapSpec, UnmapSpec};
 pub use domaind_proto::names::{DomainId, NameError};
 pub use domaind_proto::paths::{RuntimeDir, RuntimeDirError};
 pub use domaind_proto::v1;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

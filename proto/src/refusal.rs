@@ -14,7 +14,7 @@ use domain_core::batch::BatchError;
 use domain_core::coherent::{AllocCoherentError, FreeCoherentError};
 use domain_core::domain::InUse;
 use domain_core::layout::LayoutError;
-use domain_core::limits::QuotaExceeded;
+use domain_core::limits::{BATCH_ENTRIES, QuotaExceeded};
 use domain_core::mapping::MappingMissing;
 use domain_core::memory::{MemoryMissing, RegisterError, UnregisterError};
 use domain_core::region::{MemoryRefused, RegionError, SpanError};
@@ -150,28 +150,41 @@ where
 
 impl From<NameError> for Refusal {
     fn from(error: NameError) -> Refusal {
-        invalid(ErrorReason::InvalidName, &error)
+        let (NameError::BadDomainId { id: name }
+        | NameError::NotADomainName { name }
+        | NameError::NotASessionName { name }) = &error;
+        invalid(ErrorReason::InvalidName, &error).with("name", name)
     }
 }
 
 impl From<Malformed> for Refusal {
     fn from(error: Malformed) -> Refusal {
-        let reason = match &error {
-            Malformed::UnknownDirection { .. } => ErrorReason::UnknownDirection,
-            Malformed::Missing { .. }
-            | Malformed::UnknownValue { .. }
-            | Malformed::Granule { .. }
-            | Malformed::BatchSize { .. }
-            | Malformed::PageToken { .. } => ErrorReason::Malformed,
-        };
-        invalid(reason, &error)
+        let malformed = || invalid(ErrorReason::Malformed, &error);
+        match &error {
+            Malformed::UnknownDirection { value } => {
+                invalid(ErrorReason::UnknownDirection, &error).with("value", value)
+            }
+            Malformed::Missing { field } => malformed().with("field", field),
+            Malformed::UnknownValue { field, value } => {
+                malformed().with("field", field).with("value", value)
+            }
+            Malformed::Granule { granule_bytes } => {
+                malformed().with("granule_bytes", granule_bytes)
+            }
+            Malformed::BatchSize { entries } => malformed()
+                .with("entries", entries)
+                .with("most", BATCH_ENTRIES),
+            Malformed::PageToken { token } => malformed().with("page_token", token),
+        }
     }
 }
 
 impl From<RangeError> for Refusal {
     fn from(error: RangeError) -> Refusal {
         match error {
-            RangeError::ZeroLength { .. } => invalid(ErrorReason::ZeroLength, &error),
+            RangeError::ZeroLength { start } => {
+                invalid(ErrorReason::ZeroLength, &error).with("start", start)
+            }
             RangeError::Backwards { start, last } => invalid(ErrorReason::InvalidRange, &error)
                 .with("start", start)
                 .with("last", last),
@@ -353,18 +366,21 @@ impl From<MemoryMissing> for Refusal {
 
 impl From<MemoryRefused> for Refusal {
     fn from(error: MemoryRefused) -> Refusal {
-        let code = match error {
-            MemoryRefused::NotWritable | MemoryRefused::WriteSealed { .. } => {
-                Code::PermissionDenied
+        let refused = |code| Refusal::of(code, ErrorReason::MemoryRefused, &error);
+        match &error {
+            MemoryRefused::NotWritable => refused(Code::PermissionDenied),
+            MemoryRefused::WriteSealed { seals } => {
+                refused(Code::PermissionDenied).with("seals", seals)
+            }
+            MemoryRefused::NotSealedAgainstShrinking { seals } => {
+                refused(Code::InvalidArgument).with("seals", seals)
             }
             MemoryRefused::NotAMemfd
-            | MemoryRefused::NotSealedAgainstShrinking { .. }
             | MemoryRefused::NotAFile
             | MemoryRefused::Empty
             | MemoryRefused::NotReadable
-            | MemoryRefused::Io { .. } => Code::InvalidArgument,
-        };
-        Refusal::of(code, ErrorReason::MemoryRefused, &error)
+            | MemoryRefused::Io { .. } => refused(Code::InvalidArgument),
+        }
     }
 }
 

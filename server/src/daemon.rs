@@ -119,6 +119,10 @@ impl Daemon {
                 .await;
         }
         self.bound.clear();
+        for name in HEALTH_NAMES {
+            // Ends the streams that watch it, behind their NOT_SERVING.
+            self.health.clear_service_status(name).await;
+        }
         self.stop.cancel();
         self.registry.end_all(EndReason::Shutdown);
         let ended = timeout(STOP_LIMIT, async {

@@ -418,11 +418,11 @@ impl From<AdmitError> for Refusal {
 
 impl From<Missing> for Refusal {
     fn from(missing: Missing) -> Refusal {
-        let reason = match missing {
-            Missing::Domain(_) => ErrorReason::NoSuchDomain,
-            Missing::Session(_) => ErrorReason::NoSuchSession,
-        };
-        Refusal::of(Code::NotFound, reason, &missing)
+        let not_found = |reason| Refusal::of(Code::NotFound, reason, &missing);
+        match &missing {
+            Missing::Domain(id) => not_found(ErrorReason::NoSuchDomain).with("domain", id),
+            Missing::Session(id) => not_found(ErrorReason::NoSuchSession).with("session", id),
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 mod admin;
 mod batch;
 mod caller;
+mod deadline;
 mod domains;
 mod layers;
 mod mappings;
@@ -30,6 +31,7 @@ use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
 pub(crate) use self::admin::{Admin, Identity};
+use self::deadline::DeadlineLayer;
 use self::domains::Domains;
 use self::mappings::Mappings;
 use self::sessions::Sessions;
@@ -86,6 +88,7 @@ pub(crate) async fn serve(
     limited_server()
         .layer(layers::trace())
         .layer(layers::contain_panics())
+        .layer(DeadlineLayer { limit: CALL_LIMIT })
         .add_routes(routes(services, door))
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned())
         .await

@@ -124,9 +124,10 @@ impl Report {
         line(
             "file",
             format!(
-                "{file}: {} bytes in {} blocks of {}",
+                "{file}: {} bytes, {} {} of up to {}",
                 self.bytes,
                 self.blocks,
+                if self.blocks == 1 { "block" } else { "blocks" },
                 human(*block_bytes)
             ),
         );
