@@ -16,8 +16,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
+use tonic::Code;
 
 use super::board::board_bytes;
 use super::driver::slots;
@@ -34,19 +35,54 @@ const NOTICE_LIMIT: Duration = Duration::from_secs(5);
 /// A process that was told to stop has so long to do so.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
+/// What the driver says, line by line.
+type Notes = Lines<BufReader<ChildStdout>>;
+
 /// Runs the whole demo. Whatever happens, no process, no domain and no file of
 /// it stays behind.
 pub(crate) async fn run(args: &DemoArgs, global: &Global) -> anyhow::Result<Report> {
+    // From the first moment: nobody interrupts before there is somebody to clean up.
+    let mut signals = Signals::new()?;
     let (input, input_bytes) = open(&args.file)?;
-    let host = Host::find(global).await?;
-    let moved = host
-        .move_file(args, input, progress(input_bytes, global))
-        .await;
+    let bar = progress(input_bytes, global);
+    let mut stage = Stage::default();
+    let played = tokio::select! {
+        // The children die of the same signal: its own name comes first.
+        biased;
+        signal = signals.any() => Err(anyhow::anyhow!("{signal}")),
+        played = stage.play(args, global, input, &bar) => played,
+    };
+    bar.finish_and_clear();
     // Also when it failed, and that failure is the one to tell.
-    let closed = host.close().await;
-    let report = moved?;
-    closed?;
+    let cleared = stage.clear().await;
+    let report = played?;
+    cleared?;
     Ok(report)
+}
+
+/// What ends the demo from outside.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn any(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupted",
+            _ = self.terminate.recv() => "terminated",
+            _ = self.hangup.recv() => "the terminal has gone",
+        }
+    }
 }
 
 /// The file, and its length where it has one.
@@ -81,6 +117,16 @@ fn progress(len: Option<u64>, global: &Global) -> ProgressBar {
     }
 }
 
+/// Everything that must be cleared away, however far it came.
+#[derive(Default)]
+struct Stage {
+    host: Option<Host>,
+    /// The domain is ours, or will be: to be deleted.
+    owns_domain: bool,
+    driver: Option<Child>,
+    devices: Vec<Child>,
+}
+
 /// A daemon to run the demo on: one that is there, or our own.
 struct Host {
     client: Client,
@@ -95,6 +141,104 @@ struct Own {
     dir: TempDir,
 }
 
+impl Stage {
+    /// Cancelling leaves what [`clear`](Stage::clear) takes away.
+    async fn play(
+        &mut self,
+        args: &DemoArgs,
+        global: &Global,
+        input: Stdio,
+        bar: &ProgressBar,
+    ) -> anyhow::Result<Report> {
+        let host = self.host.insert(Host::find(global).await?);
+        let client = host.client.clone();
+        let request = create_request(args, &host.domain);
+        self.owns_domain = true;
+        let created = client.domains().create_domain(request).await;
+        let domain = created.map_err(|status| {
+            // It is somebody else's.
+            self.owns_domain = status.code() != Code::AlreadyExists;
+            domaind_client::Error::from(status)
+        })?;
+        let mut notes = self.start(args, input).await?;
+        let outcome = self.watch(&mut notes, bar).await?;
+        self.dismiss().await?;
+        Ok(Report::new(args, domain.get_ref(), outcome))
+    }
+
+    /// Starts the driver, and the devices when it has laid out the rings.
+    async fn start(&mut self, args: &DemoArgs, input: Stdio) -> anyhow::Result<Notes> {
+        let host = self.host.as_ref().expect("found by play()");
+        let driver = actor("demo-driver", args.direction, host)?
+            .args(["--devices", &args.devices.to_string()])
+            .args(["--block", &args.block.to_string()])
+            .stdin(input)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting the driver")?;
+        let driver = self.driver.insert(driver);
+        let stdout = driver.stdout.take().expect("it is piped");
+        let mut notes = BufReader::new(stdout).lines();
+        let Some(Note::Board { iova }) = next_note(&mut notes).await? else {
+            return Err(driver_failed(driver).await);
+        };
+        for index in 0..args.devices {
+            let device = actor("demo-device", args.direction, host)?
+                .args(["--index", &index.to_string()])
+                .args(["--board", &iova.to_string()])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
+                .with_context(|| format!("starting device {index}"))?;
+            self.devices.push(device);
+        }
+        Ok(notes)
+    }
+
+    /// Follows the driver to its outcome.
+    async fn watch(&mut self, notes: &mut Notes, bar: &ProgressBar) -> anyhow::Result<Outcome> {
+        let driver = self.driver.as_mut().expect("started by play()");
+        tokio::select! {
+            outcome = follow(notes, bar) => match outcome? {
+                Some(outcome) => Ok(outcome),
+                None => Err(driver_failed(driver).await),
+            },
+            lost = first_failure(&mut self.devices) => {
+                // The driver says so itself; this is for one that cannot.
+                let _ = timeout(NOTICE_LIMIT, driver.wait()).await;
+                Err(lost)
+            }
+        }
+    }
+
+    /// Lets everybody go home by themselves.
+    async fn dismiss(&mut self) -> anyhow::Result<()> {
+        let left = async {
+            if let Some(driver) = &mut self.driver {
+                check("the driver", driver.wait().await?)?;
+            }
+            for (index, device) in self.devices.iter_mut().enumerate() {
+                check(&format!("device {index}"), device.wait().await?)?;
+            }
+            Ok(())
+        };
+        let left = timeout(STOP_LIMIT, left).await;
+        left.unwrap_or_else(|_| bail!("a process did not stop within {STOP_LIMIT:?}"))
+    }
+
+    /// Ends whoever is still there, and takes everything away.
+    async fn clear(mut self) -> anyhow::Result<()> {
+        for child in self.devices.iter_mut().chain(&mut self.driver) {
+            // One that has ended already is no trouble.
+            let _ = child.kill().await;
+        }
+        match self.host {
+            Some(host) => host.close(self.owns_domain).await,
+            None => Ok(()),
+        }
+    }
+}
+
 impl Host {
     /// The daemon of `--runtime-dir` or `DOMAIND_RUNTIME_DIR`, else our own.
     async fn find(global: &Global) -> anyhow::Result<Host> {
@@ -102,76 +246,59 @@ impl Host {
             .filter(|dir| !dir.is_empty())
             .map(PathBuf::from);
         if let Some(dir) = global.runtime_dir.clone().or(variable) {
-            let client = Client::connect(&RuntimeDir::new(&dir)?).await?;
-            let domain = DomainId::new(&format!("demo-{}", std::process::id()))?;
             return Ok(Host {
-                client,
-                domain,
+                client: Client::connect(&RuntimeDir::new(&dir)?).await?,
+                domain: DomainId::new(&format!("demo-{}", std::process::id()))?,
                 own: None,
             });
         }
         let (dir, runtime_dir) = temporary_runtime_dir()?;
         let daemon = Daemon::start(Config::for_runtime_dir(runtime_dir)).await?;
-        let client = Client::connect(daemon.runtime_dir()).await?;
         Ok(Host {
-            client,
+            client: Client::connect(daemon.runtime_dir()).await?,
             domain: DomainId::new("demo")?,
             own: Some(Own { daemon, dir }),
         })
     }
 
-    async fn move_file(
-        &self,
-        args: &DemoArgs,
-        input: Stdio,
-        bar: ProgressBar,
-    ) -> anyhow::Result<Report> {
-        let domain = self.create_domain(args).await?;
-        let mut cast = Cast::start(args, input, self).await?;
-        let outcome = cast.watch(&bar).await;
-        bar.finish_and_clear();
-        let outcome = match outcome {
-            Ok(outcome) => cast.leave(outcome).await?,
-            Err(failure) => {
-                cast.kill().await;
-                return Err(failure);
-            }
+    async fn close(self, owns_domain: bool) -> anyhow::Result<()> {
+        let deleted = match owns_domain {
+            true => self.delete_domain().await,
+            false => Ok(()),
         };
-        Ok(Report::new(args, &domain, outcome))
-    }
-
-    async fn create_domain(&self, args: &DemoArgs) -> anyhow::Result<v1::Domain> {
-        let granules = args.block.div_ceil(GRANULE_BYTES) + 1;
-        let bounce_bytes =
-            slots(args.devices, args.block) * granules * GRANULE_BYTES + GRANULE_BYTES;
-        let coherent_bytes = board_bytes(args.devices) + GRANULE_BYTES;
-        let request = v1::CreateDomainRequest {
-            domain_id: self.domain.to_string(),
-            spec: Some(v1::DomainSpec {
-                bounce_bytes: Some(bounce_bytes.max(BOUNCE_BYTES)),
-                coherent_bytes: Some(coherent_bytes.max(COHERENT_BYTES)),
-                ..v1::DomainSpec::default()
-            }),
-            validate_only: false,
-        };
-        let created = self.client.domains().create_domain(request).await;
-        Ok(created.map_err(domaind_client::Error::from)?.into_inner())
-    }
-
-    async fn close(self) -> anyhow::Result<()> {
-        let request = v1::DeleteDomainRequest {
-            name: self.domain.name(),
-            force: true,
-            allow_missing: true,
-        };
-        let deleted = self.client.domains().delete_domain(request).await;
         drop(self.client);
         if let Some(Own { daemon, dir }) = self.own {
             daemon.stop().await;
             dir.close().context("removing the temporary directory")?;
         }
-        deleted.map_err(domaind_client::Error::from)?;
+        Ok(deleted?)
+    }
+
+    async fn delete_domain(&self) -> Result<(), domaind_client::Error> {
+        let request = v1::DeleteDomainRequest {
+            name: self.domain.name(),
+            force: true,
+            allow_missing: true,
+        };
+        self.client.domains().delete_domain(request).await?;
         Ok(())
+    }
+}
+
+fn create_request(args: &DemoArgs, domain: &DomainId) -> v1::CreateDomainRequest {
+    // A block at an odd place may need a granule more than its length says.
+    let granules = args.block.div_ceil(GRANULE_BYTES) + 1;
+    let slots = slots(args.devices, args.block) + 1;
+    let bounce_bytes = slots * granules * GRANULE_BYTES;
+    let coherent_bytes = board_bytes(args.devices) + GRANULE_BYTES;
+    v1::CreateDomainRequest {
+        domain_id: domain.to_string(),
+        spec: Some(v1::DomainSpec {
+            bounce_bytes: Some(bounce_bytes.max(BOUNCE_BYTES)),
+            coherent_bytes: Some(coherent_bytes.max(COHERENT_BYTES)),
+            ..v1::DomainSpec::default()
+        }),
+        validate_only: false,
     }
 }
 
@@ -196,99 +323,6 @@ fn temporary_runtime_dir() -> anyhow::Result<(TempDir, RuntimeDir)> {
     Err(failure.expect("there were places to try"))
 }
 
-/// The processes.
-struct Cast {
-    driver: Child,
-    notes: Lines<BufReader<ChildStdout>>,
-    devices: Vec<Child>,
-}
-
-impl Cast {
-    /// Starts the driver, and the devices when it has laid out the rings.
-    async fn start(args: &DemoArgs, input: Stdio, host: &Host) -> anyhow::Result<Cast> {
-        let mut driver = actor("demo-driver", args.direction, host)?
-            .args(["--devices", &args.devices.to_string()])
-            .args(["--block", &args.block.to_string()])
-            .stdin(input)
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("starting the driver")?;
-        let stdout = driver.stdout.take().expect("it is piped");
-        let notes = BufReader::new(stdout).lines();
-        let mut cast = Cast {
-            driver,
-            notes,
-            devices: Vec::new(),
-        };
-        let Some(Note::Board { iova }) = cast.note().await? else {
-            return Err(cast.driver_failed().await);
-        };
-        for index in 0..args.devices {
-            let device = actor("demo-device", args.direction, host)?
-                .args(["--index", &index.to_string()])
-                .args(["--board", &iova.to_string()])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .spawn()
-                .with_context(|| format!("starting device {index}"))?;
-            cast.devices.push(device);
-        }
-        Ok(cast)
-    }
-
-    /// Follows the driver to its outcome.
-    async fn watch(&mut self, bar: &ProgressBar) -> anyhow::Result<Outcome> {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            outcome = follow(&mut self.notes, bar) => match outcome? {
-                Some(outcome) => Ok(outcome),
-                None => Err(driver_failed(&mut self.driver).await),
-            },
-            lost = first_end(&mut self.devices) => {
-                // The driver says so itself; this is for one that cannot.
-                let _ = timeout(NOTICE_LIMIT, self.driver.wait()).await;
-                Err(lost)
-            }
-            _ = interrupt.recv() => bail!("interrupted"),
-            _ = terminate.recv() => bail!("terminated"),
-        }
-    }
-
-    /// Lets everybody go home.
-    async fn leave(mut self, outcome: Outcome) -> anyhow::Result<Outcome> {
-        let left = async {
-            check("the driver", self.driver.wait().await?)?;
-            for (index, device) in self.devices.iter_mut().enumerate() {
-                check(&format!("device {index}"), device.wait().await?)?;
-            }
-            Ok(outcome)
-        };
-        let left = timeout(STOP_LIMIT, left).await;
-        let result = left.unwrap_or_else(|_| bail!("a process did not stop within {STOP_LIMIT:?}"));
-        if result.is_err() {
-            self.kill().await;
-        }
-        result
-    }
-
-    /// Ends whoever is still there, and waits for it.
-    async fn kill(mut self) {
-        for child in self.devices.iter_mut().chain([&mut self.driver]) {
-            // One that has ended already is no trouble.
-            let _ = child.kill().await;
-        }
-    }
-
-    async fn note(&mut self) -> anyhow::Result<Option<Note>> {
-        next_note(&mut self.notes).await
-    }
-
-    async fn driver_failed(&mut self) -> anyhow::Error {
-        driver_failed(&mut self.driver).await
-    }
-}
-
 /// One of the processes of the demo: this program again.
 fn actor(command: &str, way: Way, host: &Host) -> anyhow::Result<Command> {
     let this = std::env::current_exe().context("finding this program")?;
@@ -306,10 +340,7 @@ fn actor(command: &str, way: Way, host: &Host) -> anyhow::Result<Command> {
 }
 
 /// Reads what the driver says, up to its outcome; `None` if it says no more.
-async fn follow(
-    notes: &mut Lines<BufReader<ChildStdout>>,
-    bar: &ProgressBar,
-) -> anyhow::Result<Option<Outcome>> {
+async fn follow(notes: &mut Notes, bar: &ProgressBar) -> anyhow::Result<Option<Outcome>> {
     while let Some(note) = next_note(notes).await? {
         match note {
             Note::Progress { bytes } => bar.set_position(bytes),
@@ -320,7 +351,7 @@ async fn follow(
     Ok(None)
 }
 
-async fn next_note(notes: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<Option<Note>> {
+async fn next_note(notes: &mut Notes) -> anyhow::Result<Option<Note>> {
     let line = notes.next_line().await.context("listening to the driver")?;
     line.map(|line| serde_json::from_str(&line).context("understanding the driver"))
         .transpose()
@@ -336,7 +367,7 @@ async fn driver_failed(driver: &mut Child) -> anyhow::Error {
 }
 
 /// Resolves when a device has failed. One that ends well has been told to.
-async fn first_end(devices: &mut [Child]) -> anyhow::Error {
+async fn first_failure(devices: &mut [Child]) -> anyhow::Error {
     loop {
         for (index, device) in devices.iter_mut().enumerate() {
             let pid = device.id();

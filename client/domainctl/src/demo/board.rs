@@ -104,7 +104,8 @@ impl<'s> Board<'s> {
         Ok(())
     }
 
-    fn ring_bell(self) -> anyhow::Result<()> {
+    /// Wakes the driver.
+    pub(crate) fn ring_bell(self) -> anyhow::Result<()> {
         let bell = self.session.word32_mut(self.base)?;
         bell.fetch_add(1, Ordering::Release);
         bell.wake(1)?;

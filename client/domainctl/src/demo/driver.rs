@@ -1,7 +1,7 @@
 //! The driver process: owns the buffers, and lets devices see one block at a
 //! time.
 
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use domaind_proto::paths::RuntimeDir;
 use hdrhistogram::Histogram;
 
 use super::board::{Board, Done, ENTRIES, Job, Ring, board_bytes};
+use super::input::{Input, Next};
 use super::notes::{Latency, Note, Outcome, Sharer};
 use super::transform::Key;
 use super::{Way, die_with_parent};
@@ -28,7 +29,7 @@ const UNDER_WAY_BYTES: u64 = 64 << 20;
 /// Blocks that one device has at a time, if memory allows.
 const PER_DEVICE: u64 = 8;
 /// Guards before and behind every block in the registered memory.
-const GUARD: [u8; 64] = [0xc5; 64];
+const GUARD: [u8; 61] = [0xc5; 61];
 const GUARD_BYTES: u64 = GUARD.len() as u64;
 /// How long to sleep at most before looking whether the devices still live.
 const IDLE: Duration = Duration::from_millis(100);
@@ -78,7 +79,13 @@ pub(crate) fn run(args: &DriverArgs) -> anyhow::Result<()> {
     let mut driver = Driver::new(args, &client, &session, &domain, board, rings)?;
     driver.wait_for_all("come up", |ring| Ok(ring.pid()?.is_some()))?;
     driver.sharers = driver.find_sharers()?;
-    let outcome = driver.move_all(&mut io::stdin().lock())?;
+    let (session_of_reader, base) = (domaind_client::Session::clone(&session), memory.iova());
+    let input = Input::open(io::stdin(), args.block, move || {
+        // If the session has ended the driver finds it out by itself.
+        let _ = Board::at(&session_of_reader, base).ring_bell();
+    });
+    let outcome = driver.move_all(&input)?;
+    drop(input);
     driver.rings.iter().try_for_each(Ring::stop)?;
     // What is freed is zeroed: not under somebody who still reads it.
     driver.wait_for_all("stopped", |ring| Ok(ring.pid()?.is_none()))?;
@@ -162,10 +169,18 @@ impl<'s> Driver<'s> {
                     waited < GREETING_LIMIT,
                     "device {device} has not {what} within {GREETING_LIMIT:?}"
                 );
+                self.check_session()?;
                 self.board.wait(rung, IDLE)?;
             }
         }
         Ok(())
+    }
+
+    fn check_session(&self) -> anyhow::Result<()> {
+        match self.session.is_ended() {
+            Some(ended) => bail!("the driver's session: {ended}"),
+            None => Ok(()),
+        }
     }
 
     /// Who is attached, as the daemon says: the driver, then every device.
@@ -201,20 +216,19 @@ impl<'s> Driver<'s> {
         Ok(listed.map_err(Error::from)?.into_inner().sessions)
     }
 
-    fn move_all(&mut self, input: &mut impl Read) -> anyhow::Result<Outcome> {
+    fn move_all(&mut self, input: &Input) -> anyhow::Result<Outcome> {
         let started = Instant::now();
         let mut told = started;
         let mut moved_at = started;
         let mut at_end = false;
         loop {
-            while !at_end && self.has_room() {
-                at_end = !self.send_one(input)?;
-            }
-            if at_end && self.slots.iter().all(Option::is_none) {
-                break;
-            }
             let rung = self.board.rung()?;
-            if self.collect_all()? > 0 {
+            let sent = self.send_all(input, &mut at_end)?;
+            let collected = self.collect_all()?;
+            if at_end && self.slots.iter().all(Option::is_none) {
+                return Ok(self.outcome(started.elapsed()));
+            }
+            if sent + collected > 0 {
                 moved_at = Instant::now();
             } else {
                 self.wait(rung, moved_at)?;
@@ -224,7 +238,20 @@ impl<'s> Driver<'s> {
                 told = Instant::now();
             }
         }
-        Ok(self.outcome(started.elapsed()))
+    }
+
+    /// Sends what has been read and has room.
+    fn send_all(&mut self, input: &Input, at_end: &mut bool) -> anyhow::Result<u64> {
+        let mut sent = 0;
+        while !*at_end && self.has_room() {
+            match input.next().context("reading the file")? {
+                Next::Block(original) => self.send(original)?,
+                Next::Later => break,
+                Next::End => *at_end = true,
+            }
+            sent += 1;
+        }
+        Ok(sent)
     }
 
     fn has_room(&self) -> bool {
@@ -232,17 +259,8 @@ impl<'s> Driver<'s> {
             && self.rings.iter().any(|ring| ring.under_way() < ENTRIES)
     }
 
-    /// Reads, maps and posts one block; false at the end of the input.
-    fn send_one(&mut self, input: &mut impl Read) -> anyhow::Result<bool> {
-        let mut original = Vec::with_capacity(usize::try_from(self.block_bytes)?);
-        input
-            .by_ref()
-            .take(self.block_bytes)
-            .read_to_end(&mut original)
-            .context("reading the file")?;
-        if original.is_empty() {
-            return Ok(false);
-        }
+    /// Maps and posts one block.
+    fn send(&mut self, original: Vec<u8>) -> anyhow::Result<()> {
         let slot = self
             .slots
             .iter()
@@ -276,7 +294,7 @@ impl<'s> Driver<'s> {
             original,
         });
         self.blocks += 1;
-        Ok(true)
+        Ok(())
     }
 
     fn least_busy(&self) -> usize {
@@ -394,9 +412,7 @@ impl<'s> Driver<'s> {
         if moved_at.elapsed() < IDLE {
             return Ok(());
         }
-        if let Some(ended) = self.session.is_ended() {
-            bail!("the driver's session: {ended}");
-        }
+        self.check_session()?;
         let attached = self.attached()?;
         let is_there = |pid: i32| {
             attached
@@ -414,7 +430,7 @@ impl<'s> Driver<'s> {
             .collect();
         let pids: Vec<_> = busy.iter().map(|(_, sharer)| sharer.pid).collect();
         ensure!(
-            moved_at.elapsed() < STALL_LIMIT,
+            pids.is_empty() || moved_at.elapsed() < STALL_LIMIT,
             "devices {pids:?} have done nothing for {STALL_LIMIT:?}"
         );
         Ok(())
@@ -433,9 +449,7 @@ impl<'s> Driver<'s> {
 }
 
 fn lost(pid: i32) -> String {
-    format!(
-        "the device with pid {pid} is gone: its session has ended while it had blocks of the driver"
-    )
+    format!("the process with pid {pid} is gone: its session has ended")
 }
 
 fn record(histogram: &mut Histogram<u64>, started: Instant) {

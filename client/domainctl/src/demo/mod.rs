@@ -15,6 +15,7 @@ mod arrange;
 mod board;
 mod device;
 mod driver;
+mod input;
 mod notes;
 mod report;
 mod transform;
@@ -23,6 +24,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use domain_core::Direction;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Global;
 use crate::exit::Exit;
@@ -95,6 +97,9 @@ pub(crate) async fn device(args: DeviceArgs) -> Result<ExitCode, Failure> {
 async fn on_a_thread(
     work: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
 ) -> Result<ExitCode, Failure> {
+    // A terminal's Ctrl-C reaches everybody; whoever arranged this one decides.
+    let _unheard =
+        signal(SignalKind::interrupt()).map_err(|error| Failure::of(Exit::Error, &error))?;
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|panic| Failure::of(Exit::Error, &panic))?
         .map_err(failure)?;
