@@ -12,6 +12,12 @@ pub const SESSIONS_PER_DOMAIN: u32 = 512;
 pub const MAPPINGS_PER_DOMAIN: u32 = 65_536;
 /// Memories registered in one domain; each holds one fd of the daemon.
 pub const MEMORIES_PER_DOMAIN: u32 = 1024;
+/// What an owner may raise the three above to.
+pub const SESSIONS_PER_DOMAIN_MOST: u32 = 4096;
+/// See [`SESSIONS_PER_DOMAIN_MOST`].
+pub const MAPPINGS_PER_DOMAIN_MOST: u32 = 1 << 20;
+/// See [`SESSIONS_PER_DOMAIN_MOST`].
+pub const MEMORIES_PER_DOMAIN_MOST: u32 = 4096;
 /// Entries of one batch.
 pub const BATCH_ENTRIES: usize = 1024;
 /// Connections to the fd socket from one user, attached or not.

@@ -6,7 +6,10 @@ use domain_core::batch::BatchMode;
 use domain_core::coherent::{Allocated, CoherentSpec};
 use domain_core::domain::{Scrub, Usage};
 use domain_core::layout::{ApertureKind, LayoutSpec};
-use domain_core::limits::{BATCH_ENTRIES, Quotas};
+use domain_core::limits::{
+    BATCH_ENTRIES, MAPPINGS_PER_DOMAIN_MOST, MEMORIES_PER_DOMAIN_MOST, Quotas,
+    SESSIONS_PER_DOMAIN_MOST,
+};
 use domain_core::mapping::{MappingFilter, MappingId, MappingView, Phase};
 use domain_core::memory::{MemoryId, MemoryView};
 use domain_core::perm::{Direction, Perm};
@@ -33,6 +36,12 @@ pub enum Malformed {
     Granule { granule_bytes: u64 },
     #[error("{entries} entries; a batch has 1 to {BATCH_ENTRIES}")]
     BatchSize { entries: usize },
+    #[error("a quota of {asked} {quota}; there may be {most}")]
+    Quota {
+        quota: &'static str,
+        asked: u32,
+        most: u32,
+    },
     #[error("a page token that this service did not make")]
     PageToken { token: String },
 }
@@ -79,15 +88,32 @@ pub fn quotas(asked: Option<&v1::Quotas>, base: Quotas) -> Quotas {
     })
 }
 
-/// The asked scrubbing policy; unspecified stays as `base`.
+/// Are the asked limits such that a domain may have them?
+///
+/// # Errors
+/// [`Malformed::Quota`] for one above what there may be.
+pub fn check_quotas(asked: Option<&v1::Quotas>) -> Result<(), Malformed> {
+    let asked = asked.copied().unwrap_or_default();
+    let checks = [
+        ("sessions", asked.sessions, SESSIONS_PER_DOMAIN_MOST),
+        ("mappings", asked.mappings, MAPPINGS_PER_DOMAIN_MOST),
+        ("memories", asked.memories, MEMORIES_PER_DOMAIN_MOST),
+    ];
+    match checks.into_iter().find(|(_, asked, most)| asked > most) {
+        Some((quota, asked, most)) => Err(Malformed::Quota { quota, asked, most }),
+        None => Ok(()),
+    }
+}
+
+/// The asked scrubbing policy; `None` if unspecified.
 ///
 /// # Errors
 /// [`Malformed`] for one that does not exist.
-pub fn scrub(asked: i32, base: Scrub) -> Result<Scrub, Malformed> {
+pub fn scrub(asked: i32) -> Result<Option<Scrub>, Malformed> {
     match v1::Scrub::try_from(asked) {
-        Ok(v1::Scrub::Unspecified) => Ok(base),
-        Ok(v1::Scrub::OnMap) => Ok(Scrub::OnMap),
-        Ok(v1::Scrub::OnUnmap) => Ok(Scrub::OnUnmap),
+        Ok(v1::Scrub::Unspecified) => Ok(None),
+        Ok(v1::Scrub::OnMap) => Ok(Some(Scrub::OnMap)),
+        Ok(v1::Scrub::OnUnmap) => Ok(Some(Scrub::OnUnmap)),
         Err(_) => Err(Malformed::UnknownValue {
             field: "scrub",
             value: asked,
@@ -524,7 +550,7 @@ mod tests {
                 granule_bytes: 8192
             })
         );
-        assert!(scrub(9, Scrub::OnMap).is_err() && mapping_filter(9, None).is_err());
+        assert!(scrub(9).is_err() && mapping_filter(9, None).is_err());
     }
 
     #[test]
@@ -539,6 +565,22 @@ mod tests {
         );
         assert_eq!(batch_mode(1, true), Ok(BatchMode::Partial));
         assert!(batch_mode(BATCH_ENTRIES + 1, false).is_err());
+    }
+
+    #[test]
+    fn a_quota_has_a_ceiling() {
+        let most = v1::Quotas {
+            sessions: SESSIONS_PER_DOMAIN_MOST,
+            mappings: MAPPINGS_PER_DOMAIN_MOST,
+            memories: MEMORIES_PER_DOMAIN_MOST,
+        };
+        assert_eq!(check_quotas(Some(&most)), Ok(()));
+        assert_eq!(check_quotas(None), Ok(()));
+        let memories = MEMORIES_PER_DOMAIN_MOST + 1;
+        let refused = check_quotas(Some(&v1::Quotas { memories, ..most })).unwrap_err();
+        assert!(
+            matches!(refused, Malformed::Quota { quota: "memories", asked, .. } if asked == memories)
+        );
     }
 
     #[test]

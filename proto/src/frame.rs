@@ -42,6 +42,8 @@ pub struct Packet<M> {
     pub frame: M,
     /// The fd, close-on-exec.
     pub fd: Option<OwnedFd>,
+    /// An fd came along, and this process had no free descriptor for it.
+    pub lost_fd: bool,
 }
 
 /// Why a connection to the fd socket is of no more use.
@@ -119,7 +121,9 @@ impl FrameSocket {
             }
             received => received?,
         };
-        if raw.cut_fds || raw.fds.len() > 1 {
+        // Cut with room left: it is this process that has no descriptor free.
+        let lost_fd = raw.cut_fds && raw.fds.len() < FD_SLOTS;
+        if (raw.cut_fds && !lost_fd) || raw.fds.len() > 1 {
             return Err(FrameError::TooManyFds);
         }
         if raw.cut_bytes {
@@ -133,6 +137,7 @@ impl FrameSocket {
         Ok(Some(Packet {
             frame,
             fd: raw.fds.into_iter().next(),
+            lost_fd,
         }))
     }
 

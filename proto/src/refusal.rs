@@ -20,6 +20,7 @@ use domain_core::memory::{MemoryMissing, RegisterError, UnregisterError};
 use domain_core::region::{MemoryRefused, RegionError, SpanError};
 use domain_core::session::{Denied, JoinError};
 use domain_core::streaming::{MapError, Mapped, SyncError, UnmapError};
+use rustix::io::Errno;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -174,6 +175,10 @@ impl From<Malformed> for Refusal {
             Malformed::BatchSize { entries } => malformed()
                 .with("entries", entries)
                 .with("most", BATCH_ENTRIES),
+            Malformed::Quota { quota, asked, most } => malformed()
+                .with("quota", quota)
+                .with("asked", asked)
+                .with("most", most),
             Malformed::PageToken { token } => malformed().with("page_token", token),
         }
     }
@@ -241,6 +246,9 @@ impl From<RegionError> for Refusal {
             RegionError::NoMemory { want_bytes, .. } => {
                 Refusal::of(Code::ResourceExhausted, ErrorReason::NoMemory, &error)
                     .with("want_bytes", want_bytes)
+            }
+            _ if is_exhaustion(&error) => {
+                Refusal::of(Code::ResourceExhausted, ErrorReason::NoMemory, &error)
             }
             // Promises of ours, or of the kernel's, that were not kept.
             RegionError::BadName { .. }
@@ -328,6 +336,11 @@ impl From<SpanError> for Refusal {
     fn from(error: SpanError) -> Refusal {
         match error {
             SpanError::Empty => invalid(ErrorReason::ZeroLength, &error),
+            SpanError::OutsideMemory { offset, len, .. } if offset.checked_add(len).is_none() => {
+                Refusal::of(Code::OutOfRange, ErrorReason::AddressOverflow, &error)
+                    .with("offset", offset)
+                    .with("len_bytes", len)
+            }
             SpanError::OutsideMemory { offset, len, size } => {
                 invalid(ErrorReason::OutsideMemory, &error)
                     .with("offset", offset)
@@ -512,6 +525,20 @@ impl From<FreeCoherentError> for Refusal {
             FreeCoherentError::Missing(missing) => missing.into(),
         }
     }
+}
+
+/// Is the cause that something of the machine is used up: fds, memory, space?
+fn is_exhaustion(error: &(dyn Error + 'static)) -> bool {
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::NOSPC];
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let errno = error.downcast_ref().and_then(Errno::from_io_error);
+        if errno.is_some_and(|errno| exhausted.contains(&errno)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn copy_failed(error: &dyn Error, memory: u64, offset: u64, len_bytes: u64) -> Refusal {

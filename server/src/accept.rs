@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
@@ -20,6 +21,8 @@ use crate::features::Features;
 use crate::peer::Peer;
 use crate::registry::Door;
 
+/// How long a connection may say nothing after it was accepted.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// How long to wait when the process is out of file descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -46,6 +49,8 @@ pub(crate) struct Connection {
     pub(crate) stream: UnixStream,
     pub(crate) caller: Caller,
     pub(crate) seat: Seat,
+    /// Until the first byte: who has nothing to say shall not keep a seat.
+    silence: Option<Pin<Box<Sleep>>>,
 }
 
 impl Acceptor {
@@ -107,6 +112,7 @@ impl Acceptor {
                 door: self.door,
             },
             seat,
+            silence: Some(Box::pin(tokio::time::sleep(SILENCE_LIMIT))),
         })
     }
 }
@@ -180,7 +186,18 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            self.silence = None;
+            return read;
+        }
+        match &mut self.silence {
+            Some(silence) => silence.as_mut().poll(cx).map(|()| {
+                let message = format!("nothing was said within {SILENCE_LIMIT:?}");
+                Err(io::Error::new(io::ErrorKind::TimedOut, message))
+            }),
+            None => Poll::Pending,
+        }
     }
 }
 

@@ -39,7 +39,8 @@ pub struct Daemon {
     registry: Arc<Registry>,
     health: HealthReporter,
     stop: CancellationToken,
-    tasks: JoinSet<()>,
+    /// Each answers which socket it has served.
+    tasks: JoinSet<&'static str>,
     // The names go before the lock does.
     bound: Vec<Bound>,
     _claim: Claim,
@@ -109,6 +110,19 @@ impl Daemon {
         &self.config.runtime_dir
     }
 
+    /// Waits until a socket is no longer served, which is a bug, and names it.
+    /// Cancel safe.
+    pub async fn failed(&mut self) -> &'static str {
+        match self.tasks.join_next().await {
+            Some(Ok(socket)) => socket,
+            Some(Err(panicked)) => {
+                tracing::error!(%panicked, "serving a socket");
+                "unknown"
+            }
+            None => std::future::pending().await,
+        }
+    }
+
     /// Stops in order: says NOT_SERVING, takes the sockets away, ends the
     /// sessions, lets calls under way come to their end, for at most ten
     /// seconds. Everything that the domains held is gone then.
@@ -145,8 +159,11 @@ impl Daemon {
             instance: identity.instance.clone(),
             stop: self.stop.clone(),
         });
-        self.tasks
-            .spawn(socket.run(acceptor.map_err(StartError::Listen)?));
+        let serving = socket.run(acceptor.map_err(StartError::Listen)?);
+        self.tasks.spawn(async move {
+            serving.await;
+            "fd"
+        });
         self.bound.push(bound);
         Ok(())
     }
@@ -172,6 +189,10 @@ impl Daemon {
         self.tasks.spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(?door, %error, "serving gRPC");
+            }
+            match door {
+                Door::Public => "api",
+                Door::Admin => "admin",
             }
         });
         self.bound.push(bound);

@@ -25,11 +25,15 @@ use tonic::Code;
 use crate::accept::{Acceptor, Caller, Connection};
 use crate::config::Policy;
 use crate::live::Live;
+use crate::offload::off_worker;
 use crate::peer::Peer;
 use crate::registry::{Admission, Principal, Registry};
+use crate::rights::pass_fds;
 
 /// A client that has not attached by then is not going to.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// What is read of the name that a client gives itself.
+const AGENT_CHARS: usize = 64;
 /// A client that does not read is dropped, not buffered for.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
@@ -68,6 +72,7 @@ impl FdSocket {
             stream,
             caller,
             seat,
+            ..
         } = connection;
         let frames = stream
             .into_std()
@@ -97,7 +102,12 @@ impl FdSocket {
             Ok(Err(over)) => return over,
             Err(_) => return broken(format!("not attached within {HANDSHAKE_LIMIT:?}")),
         };
-        let over = attend(frames, &session.live).await;
+        let over = tokio::select! {
+            biased;
+            over = attend(frames, &session.live) => over,
+            // Told by its registry entry, unless it came in while all were told.
+            () = self.stop.cancelled() => shutdown(),
+        };
         session.end(&over).await;
         over
     }
@@ -109,6 +119,8 @@ impl FdSocket {
             _ => return Err(broken("the first frame must be Hello".into())),
         };
         self.welcome(frames, request, &hello).await?;
+        let agent: String = hello.agent.chars().take(AGENT_CHARS).collect();
+        tracing::debug!(peer = %caller.peer, agent, "hello");
         loop {
             let (request, attach) = match next_bare(frames).await? {
                 (request, Asked::Attach(attach)) => (request, attach),
@@ -117,6 +129,8 @@ impl FdSocket {
             };
             match self.admit(caller, &attach) {
                 Ok(session) => {
+                    // Nobody sent one before: it would have failed.
+                    let _ = pass_fds(frames, true);
                     session.introduce(frames, request).await?;
                     return Ok(session);
                 }
@@ -150,6 +164,11 @@ impl FdSocket {
     fn admit(&self, caller: &Caller, attach: &v1::Attach) -> Result<Attachment, Refusal> {
         let peer = &caller.peer;
         self.policy.check_attested(peer)?;
+        if peer.is_dead() {
+            let message = format!("{peer} has ended; its connection is not its successor's");
+            let reason = ErrorReason::WrongPeer;
+            return Err(Refusal::because(Code::PermissionDenied, reason, message));
+        }
         let id = DomainId::parse(&attach.domain)?;
         let role = convert::role(attach.role)?;
         let access = convert::access(attach.access)?;
@@ -185,7 +204,7 @@ impl FdSocket {
             return Ok(enforced);
         }
         let message = format!(
-            "a read-only grant would not hold against {peer}: it has the daemon's uid or CAP_DAC_OVERRIDE; \
+            "a read-only grant would not hold against {peer}: it has the daemon's uid, or a capability such as CAP_DAC_OVERRIDE; \
              the daemon's policy.advisory_read_only would allow it unenforced"
         );
         Err(Refusal::because(
@@ -273,7 +292,13 @@ impl Attachment {
 impl Drop for Attachment {
     fn drop(&mut self) {
         if !self.ended {
-            self.registry.end(&self.live, EndReason::Unspecified);
+            let (registry, live) = (Arc::clone(&self.registry), Arc::clone(&self.live));
+            let end = move || registry.end(&live, EndReason::Unspecified);
+            // It may have much to zero; a panic may have left no runtime.
+            match tokio::runtime::Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn_blocking(end)),
+                Err(_) => end(),
+            }
         }
         tracing::info!(peer = %self.live.peer, session = %self.live.id, "session ended");
     }
@@ -300,8 +325,13 @@ async fn requests(frames: &FrameSocket, live: &Arc<Live>) -> Over {
 }
 
 async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over> {
-    let Packet { frame, fd } = next(frames).await?;
+    let Packet { frame, fd, lost_fd } = next(frames).await?;
     let request = frame.request_id;
+    if lost_fd {
+        let message = "the daemon has no free file descriptor for what came along";
+        let refusal = Refusal::because(Code::ResourceExhausted, ErrorReason::NoMemory, message);
+        return refuse(frames, request, refusal, &live.peer).await;
+    }
     let answer = match (frame.body, fd) {
         (Some(Asked::RegisterMemory(asked)), Some(fd)) => register(live, fd, asked.writable).await,
         (Some(Asked::UnregisterMemory(asked)), None) => {
@@ -328,7 +358,7 @@ async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over>
 /// On a thread that may block: closing a hostile file can.
 async fn register(live: &Arc<Live>, fd: OwnedFd, writable: bool) -> Result<Answer, Refusal> {
     let live = Arc::clone(live);
-    blocking(move || {
+    off_worker(move || {
         let memory = ClientMemory::accept(fd, writable)?;
         let size_bytes = memory.size_bytes();
         let id = live.domain.core.register(live.id, memory)?;
@@ -337,23 +367,16 @@ async fn register(live: &Arc<Live>, fd: OwnedFd, writable: bool) -> Result<Answe
             size_bytes,
         }))
     })
-    .await
+    .await?
 }
 
 async fn unregister(live: &Arc<Live>, id: MemoryId) -> Result<Answer, Refusal> {
     let live = Arc::clone(live);
-    blocking(move || {
+    off_worker(move || {
         live.domain.core.unregister(live.id, id)?;
         Ok(Answer::MemoryUnregistered(v1::MemoryUnregistered {}))
     })
-    .await
-}
-
-async fn blocking(
-    work: impl FnOnce() -> Result<Answer, Refusal> + Send + 'static,
-) -> Result<Answer, Refusal> {
-    let panicked = |error| Refusal::of(Code::Internal, ErrorReason::Bug, &error);
-    tokio::task::spawn_blocking(work).await.map_err(panicked)?
+    .await?
 }
 
 /// Resolves when the process has died; never where the kernel has no pidfds.

@@ -8,6 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::peer::peer_pidfd;
+use crate::rights::pass_fds;
 
 /// `f_type` of the filesystem that pidfds live on since Linux 6.9
 /// (`PID_FS_MAGIC` of linux/magic.h).
@@ -21,6 +22,9 @@ pub struct Features {
     /// The peer's pidfd at accept (Linux 6.5). Without it a session ends with
     /// its connection only.
     pub peer_pidfd: bool,
+    /// Sockets that take no fds (Linux 6.16). Without it a client that may
+    /// connect can have hostile files closed by the daemon.
+    pub pass_rights_off: bool,
     /// pidfds with inodes of their own (Linux 6.9). Without them processes are
     /// told apart by pid and start time.
     pub pidfd_inode: bool,
@@ -33,6 +37,7 @@ impl Features {
         Features {
             memfd_noexec_seal: has_noexec_seal(),
             peer_pidfd: has_peer_pidfd(),
+            pass_rights_off: has_pass_rights(),
             pidfd_inode: has_pidfd_inode(),
         }
     }
@@ -50,6 +55,16 @@ fn has_peer_pidfd() -> bool {
         None,
     );
     pair.is_ok_and(|(left, _right)| peer_pidfd(left.as_fd()).is_ok())
+}
+
+fn has_pass_rights() -> bool {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    socket.is_ok_and(|socket| pass_fds(socket, false).is_ok())
 }
 
 fn has_pidfd_inode() -> bool {

@@ -10,11 +10,13 @@
 //! | [`logging`] | where its log lines go |
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
+//! | `rights` | whether a socket takes fds at all |
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
 //! | `hosted` | one domain with its owner and its share of the budget |
 //! | `live` | one attached session: its secret, its peer, its end |
 //! | `budget` | bytes of regions, counted before the kernel is asked |
+//! | `offload` | work that may block, off the runtime's workers |
 //! | `fdsock` | the protocol of the fd socket |
 //! | `grpc` | the services, one file each |
 
@@ -28,9 +30,11 @@ mod grpc;
 mod hosted;
 mod live;
 pub mod logging;
+mod offload;
 mod peer;
 mod proc;
 mod registry;
+mod rights;
 mod sockets;
 
 pub use config::Config;

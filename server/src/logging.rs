@@ -9,6 +9,14 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{Log, LogFormat};
 
+/// Can these levels be read?
+///
+/// # Errors
+/// [`ParseError`] if not.
+pub fn check(log: &Log) -> Result<(), ParseError> {
+    log.level.parse::<Targets>().map(drop)
+}
+
 /// Installs the log for this process, panics included.
 ///
 /// # Errors

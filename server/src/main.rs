@@ -1,6 +1,7 @@
 //! `domaind`: the daemon's command line.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -8,6 +9,9 @@ use domaind_server::config::{ConfigArgs, DEFAULT_CONFIG};
 use domaind_server::{Daemon, logging};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Threads that are still copying or zeroing have so long to come to their end.
+const THREADS_LIMIT: Duration = Duration::from_secs(2);
 
 /// Owns IOVA domains and shares their memory between processes. Without a
 /// command it serves.
@@ -47,7 +51,10 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => serve(&args),
         Command::CheckConfig(args) => {
-            println!("{:#?}", args.resolve()?);
+            let config = args.resolve()?;
+            logging::check(&config.log)
+                .with_context(|| format!("log level {:?}", config.log.level))?;
+            println!("{config:#?}");
             Ok(())
         }
         Command::DefaultConfig => {
@@ -72,18 +79,22 @@ fn serve(args: &ConfigArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the runtime")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         // Before the first socket is there: a stop is never lost.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let daemon = Daemon::start(config).await?;
+        let mut daemon = Daemon::start(config).await?;
         tokio::select! {
+            socket = daemon.failed() => anyhow::bail!("the daemon no longer serves its {socket} socket"),
             _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
             _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
         }
         daemon.stop().await;
         Ok(())
-    })
+    });
+    // A thread that is stuck in a client's file must not keep us.
+    runtime.shutdown_timeout(THREADS_LIMIT);
+    served
 }
 
 /// Sessions, connections and registered memory hold an fd each; the soft limit

@@ -13,8 +13,10 @@ use rustix::fs::fstat;
 use crate::features::Features;
 use crate::proc;
 
-/// `CAP_DAC_OVERRIDE` of linux/capability.h: opens any file for writing.
-const CAP_DAC_OVERRIDE: u32 = 1;
+/// Capabilities (linux/capability.h) each of which undoes a read-only grant:
+/// `DAC_OVERRIDE` opens any file for writing, `FOWNER` changes its mode,
+/// `SETUID` becomes its owner, `SYS_PTRACE` and `SYS_ADMIN` reach into us.
+const CAPABILITIES_THAT_UNDO: [u32; 5] = [1, 3, 7, 19, 21];
 
 /// A process, pinned when it connected.
 #[derive(Debug)]
@@ -87,7 +89,8 @@ impl Peer {
     /// Has the process ended? Its connections may outlive it in a child.
     pub(crate) fn is_dead(&self) -> bool {
         let Some(pidfd) = &self.pidfd else {
-            return proc::start_time(self.pid).is_err();
+            let now = proc::start_time(self.pid).map(Mark::StartTime);
+            return now.ok() != Some(self.mark);
         };
         let mut ready = [PollFd::new(pidfd, PollFlags::IN)];
         // A pidfd becomes readable when its process ends.
@@ -109,13 +112,16 @@ impl Peer {
     }
 
     /// Could it open a read-only grant again for writing? Our own uid owns the
-    /// file, and `CAP_DAC_OVERRIDE` needs nobody's leave. Assumed where it
-    /// cannot be told.
+    /// file, and some capabilities need nobody's leave, also when they are only
+    /// permitted now. Assumed where it cannot be told.
     pub(crate) fn can_undo_read_only(&self) -> bool {
         let own = self.uid == rustix::process::geteuid().as_raw();
-        let overrides = proc::effective_capabilities(self.pid).map_or(true, |capabilities| {
-            capabilities & (1 << CAP_DAC_OVERRIDE) != 0
-        });
+        let undoes = |permitted: u64| {
+            CAPABILITIES_THAT_UNDO
+                .iter()
+                .any(|bit| permitted & (1 << bit) != 0)
+        };
+        let overrides = proc::permitted_capabilities(self.pid).map_or(true, undoes);
         // What was read must have been this process, not one with its pid.
         own || overrides || self.is_dead()
     }
@@ -188,6 +194,7 @@ mod tests {
         let old = Features {
             memfd_noexec_seal: false,
             peer_pidfd: false,
+            pass_rights_off: false,
             pidfd_inode: false,
         };
         let peer = Peer::of(left.as_fd(), old).unwrap();

@@ -18,15 +18,15 @@ pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
     })
 }
 
-/// The effective capabilities of a process, one bit each.
-pub(crate) fn effective_capabilities(pid: i32) -> io::Result<u64> {
+/// The capabilities that a process has or could raise, one bit each.
+pub(crate) fn permitted_capabilities(pid: i32) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
     let bits = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
     bits.ok_or_else(|| {
         io::Error::new(
             ErrorKind::InvalidData,
-            format!("/proc/{pid}/status without CapEff"),
+            format!("/proc/{pid}/status without CapPrm"),
         )
     })
 }

@@ -216,8 +216,8 @@ impl Registry {
                 .collect()
         };
         for session in &ending {
-            session.domain.core.leave(session.id);
             session.end.call(EndReason::DomainDeleted);
+            session.domain.core.leave(session.id);
         }
         Ok(ending.len())
     }
@@ -255,8 +255,8 @@ impl Registry {
     /// Ends a session: all that it held is released, zeroed first.
     pub(crate) fn end(&self, session: &Live, reason: EndReason) {
         self.write().sessions.remove(&session.id);
-        session.domain.core.leave(session.id);
         session.end.call(reason);
+        session.domain.core.leave(session.id);
     }
 
     /// Ends all sessions, telling each of them.

@@ -15,6 +15,8 @@ use domaind_proto::paths::RuntimeDir;
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::rights::pass_fds;
+
 /// Connections that may wait to be accepted. The kernel's own limit
 /// (`net.core.somaxconn`) may be lower.
 const BACKLOG: i32 = 4096;
@@ -29,6 +31,8 @@ pub enum SocketError {
     NotADirectory { path: PathBuf },
     #[error("{path:?} belongs to uid {owner}, this daemon runs as uid {uid}")]
     ForeignDirectory { path: PathBuf, owner: u32, uid: u32 },
+    #[error("{path:?} has mode {mode:o}: others than its owner may write to it")]
+    WritableByOthers { path: PathBuf, mode: u32 },
     #[error("{what} {path:?}")]
     Io {
         what: &'static str,
@@ -67,10 +71,12 @@ pub(crate) struct Bound {
 impl Claim {
     /// Makes the directories and takes the lock.
     pub(crate) fn take(dir: &RuntimeDir, client_gid: Option<u32>) -> Result<Claim, SocketError> {
-        make_dir(dir.path(), 0o755, None)?;
+        make_own_dir(dir.path())?;
         let lock = take_lock(dir.path())?;
-        make_dir(&dir.public(), 0o750, client_gid)?;
-        make_dir(&dir.admin(), 0o700, None)?;
+        make_dir(&dir.public(), 0o750)?;
+        protect(&dir.public(), 0o750, client_gid)?;
+        make_dir(&dir.admin(), 0o700)?;
+        protect(&dir.admin(), 0o700, None)?;
         Ok(Claim {
             dir: dir.clone(),
             client_gid,
@@ -167,8 +173,25 @@ fn take_lock(dir: &Path) -> Result<File, SocketError> {
     Ok(lock)
 }
 
-/// Makes a directory of ours with exactly this mode, or takes the one there is.
-fn make_dir(path: &Path, mode: u32, gid: Option<u32>) -> Result<(), SocketError> {
+/// The runtime directory itself. One that somebody else has made keeps its
+/// mode, and must not be open to others.
+fn make_own_dir(path: &Path) -> Result<(), SocketError> {
+    if make_dir(path, 0o755)? {
+        return protect(path, 0o755, None);
+    }
+    let meta = fs::symlink_metadata(path).map_err(failed("looking at", path))?;
+    let mode = meta.permissions().mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        let path = path.to_owned();
+        return Err(SocketError::WritableByOthers { path, mode });
+    }
+    Ok(())
+}
+
+/// Makes a directory, or takes the one of ours that is there; true if it was
+/// made.
+fn make_dir(path: &Path, mode: u32) -> Result<bool, SocketError> {
+    let is_there = path.symlink_metadata().is_ok();
     match fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
@@ -193,7 +216,7 @@ fn make_dir(path: &Path, mode: u32, gid: Option<u32>) -> Result<(), SocketError>
             uid,
         });
     }
-    protect(path, mode, gid)
+    Ok(!is_there)
 }
 
 fn protect(path: &Path, mode: u32, gid: Option<u32>) -> Result<(), SocketError> {
@@ -208,6 +231,8 @@ fn protect(path: &Path, mode: u32, gid: Option<u32>) -> Result<(), SocketError> 
 fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket: OwnedFd = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    // Before Linux 6.16 this cannot be refused; GetInfo says so.
+    let _ = pass_fds(&socket, false);
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
@@ -280,6 +305,23 @@ mod tests {
         UnixStream::connect(runtime.api_socket()).unwrap();
         drop(new);
         assert!(!runtime.api_socket().exists());
+    }
+
+    #[test]
+    fn a_directory_that_is_there_keeps_its_mode_and_must_not_be_open_to_others() {
+        let (_dir, runtime) = runtime();
+        fs::create_dir(runtime.path()).unwrap();
+        for (found, is_taken) in [
+            (0o700, true),
+            (0o755, true),
+            (0o777, false),
+            (0o1777, false),
+        ] {
+            fs::set_permissions(runtime.path(), Permissions::from_mode(found)).unwrap();
+            let claimed = Claim::take(&runtime, None);
+            assert_eq!(claimed.is_ok(), is_taken, "{found:o}: {claimed:?}");
+            assert_eq!(mode(runtime.path()), found);
+        }
     }
 
     #[test]

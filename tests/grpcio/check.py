@@ -593,7 +593,7 @@ def mapping_refusals(report, daemon):
             ("an alignment of three", maps(align_bytes=3), INVALID, "MISALIGNED", dict(align_bytes=3)),
             ("past the memory's end", maps(offset=2 * MIB - 50), INVALID, "OUTSIDE_MEMORY",
              dict(offset=2 * MIB - 50, len_bytes=100, size_bytes=2 * MIB)),
-            ("an offset near 2^64", maps(offset=(1 << 64) - 1), INVALID, "OUTSIDE_MEMORY", {}),
+            ("an offset near 2^64", maps(offset=(1 << 64) - 1), RANGE, "ADDRESS_OVERFLOW", {}),
             ("no such memory", maps(memory_id=99), MISSING, "NO_SUCH_MEMORY", dict(memory_id=99)),
             ("memory of another session", lambda: other.map(good), DENIED, "NOT_YOURS",
              dict(memory_id=memory)),
@@ -725,17 +725,33 @@ def fd_socket_refusals(report, daemon):
                 connection.answer("attached")
 
         broken = [
-            ("Attach before Hello", dict(attach=fd.Attach(**again)), 0),
-            ("a version nobody speaks", dict(hello=fd.Hello(min_version=7, max_version=9)), 0),
-            ("a frame without a body", dict(), 0),
-            ("an fd with a frame that takes none", dict(hello=fd.Hello(min_version=1, max_version=1)), 1),
-            ("two fds", dict(hello=fd.Hello(min_version=1, max_version=1)), 2),
+            ("Attach before Hello", dict(attach=fd.Attach(**again))),
+            ("a version nobody speaks", dict(hello=fd.Hello(min_version=7, max_version=9))),
+            ("a frame without a body", dict()),
         ]
-        for what, body, fds in broken:
+        for what, body in broken:
             with report.check(f"{what} ends the connection: PROTOCOL"):
                 with closing(Connection(daemon.dir)) as connection:
-                    connection.send(fds=[0] * fds, **body)
+                    connection.send(**body)
                     ended_with(connection, fd.END_REASON_PROTOCOL)
+        attached = [
+            ("an fd with a frame that takes none", dict(unregister_memory=fd.UnregisterMemory()), 1),
+            ("two fds", dict(register_memory=fd.RegisterMemory()), 2),
+        ]
+        for what, body, fds in attached:
+            with report.check(f"{what} ends the connection: PROTOCOL"):
+                with closing(Session(daemon.dir, name, types.ROLE_DRIVER)) as session:
+                    session.send(fds=[0] * fds, **body)
+                    ended_with(session, fd.END_REASON_PROTOCOL)
+        if daemon.info().features.pass_rights_off:
+            with report.check("an fd before Attach is not even delivered"):
+                with closing(Connection(daemon.dir)) as connection:
+                    try:
+                        connection.send(fds=[0], hello=fd.Hello(min_version=1, max_version=1))
+                    except PermissionError:
+                        pass
+                    else:
+                        raise AssertionError("it was sent")
         with report.check("what is no frame ends the connection: PROTOCOL"):
             with closing(Connection(daemon.dir)) as connection:
                 connection.socket.send(b"\xff" * 16)

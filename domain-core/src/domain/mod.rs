@@ -13,7 +13,7 @@ mod tests;
 mod transit;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::state::{DrainJob, State};
 use self::transit::{Draining, Reservation, Syncing};
@@ -173,6 +173,12 @@ impl Domain {
             .expect("an earlier panic left this domain undecided")
     }
 
+    /// For looking only: what a failed domain looks like may be wrong, but the
+    /// operator must be able to see the others.
+    fn look(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn held_aperture(&self, kind: ApertureKind) -> &Aperture {
         self.aperture(kind)
             .expect("what is held lies in an aperture")
@@ -207,7 +213,10 @@ impl Domain {
     /// call comes to its end. Does nothing for a session that is not there.
     pub fn leave(&self, session: SessionId) {
         let (abandoned, memories) = {
-            let mut state = self.lock();
+            // A failed domain gives nothing back: what it held ends with it.
+            let Ok(mut state) = self.state.lock() else {
+                return;
+            };
             let Some(attached) = state.sessions.remove(&session) else {
                 return;
             };
@@ -282,7 +291,8 @@ impl Domain {
     /// # Errors
     /// [`InUse`] for [`Close::IfUnused`] on a domain that is in use.
     pub fn close(&self, how: Close) -> Result<Vec<SessionId>, InUse> {
-        let mut state = self.lock();
+        // Also a failed domain can be closed: it is the way to be rid of it.
+        let mut state = self.look();
         let Usage {
             sessions,
             streaming,
@@ -531,7 +541,7 @@ impl Domain {
     /// What the domain holds.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        self.lock().usage()
+        self.look().usage()
     }
 
     /// Bytes that are visible through the mappings at these addresses: a hint
@@ -551,13 +561,15 @@ impl Domain {
     /// What one session holds; `None` if it is not attached.
     #[must_use]
     pub fn holdings(&self, session: SessionId) -> Option<Holdings> {
-        let state = self.lock();
+        let state = self.look();
         let attached = state.sessions.get(&session)?;
-        let streaming = attached
-            .mappings
-            .iter()
-            .filter(|at| state.held[at].bounce().is_some())
-            .count();
+        let is_streaming = |at: &&Iova| {
+            state
+                .held
+                .get(at)
+                .is_some_and(|held| held.bounce().is_some())
+        };
+        let streaming = attached.mappings.iter().filter(is_streaming).count();
         Some(Holdings {
             streaming,
             coherent: attached.mappings.len() - streaming,
@@ -613,21 +625,26 @@ impl Domain {
     /// Limits in force.
     #[must_use]
     pub fn quotas(&self) -> Quotas {
-        self.lock().quotas
+        self.look().quotas
     }
 
     /// Scrubbing policy in force.
     #[must_use]
     pub fn scrub(&self) -> Scrub {
-        self.lock().scrub
+        self.look().scrub
     }
 
-    /// Changes limits and scrubbing policy, or neither.
+    /// Changes limits and scrubbing policy to what `change` makes of those in
+    /// force, or neither.
     ///
     /// # Errors
     /// [`QuotaExceeded`] for a quota below what is in use.
-    pub fn update(&self, quotas: Quotas, scrub: Scrub) -> Result<(), QuotaExceeded> {
+    pub fn update(
+        &self,
+        change: impl FnOnce(Quotas, Scrub) -> (Quotas, Scrub),
+    ) -> Result<(), QuotaExceeded> {
         let mut state = self.lock();
+        let (quotas, scrub) = change(state.quotas, state.scrub);
         let uses = [
             (Quota::Sessions, quotas.sessions, state.sessions.len()),
             (Quota::Mappings, quotas.mappings, state.held.len()),

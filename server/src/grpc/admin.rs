@@ -35,6 +35,7 @@ impl AdminService for Admin {
         let Features {
             memfd_noexec_seal,
             peer_pidfd,
+            pass_rights_off,
             pidfd_inode,
         } = self.identity.features;
         Ok(Response::new(v1::Info {
@@ -46,6 +47,7 @@ impl AdminService for Admin {
             features: Some(v1::Features {
                 memfd_noexec_seal,
                 peer_pidfd,
+                pass_rights_off,
                 pidfd_inode,
             }),
             domains: count(totals.domains),

@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use domain_core::domain::{Close, Scrub};
+use domain_core::domain::Close;
 use domain_core::limits::Quotas;
 use domaind_proto::convert;
 use domaind_proto::names::DomainId;
 use domaind_proto::v1::domain_service_server::DomainService;
-use domaind_proto::v1::{self, ErrorReason, Refusal};
+use domaind_proto::v1::{self, Refusal};
 use tonic::{Code, Request, Response, Status};
 
 use super::caller::principal;
 use super::page;
 use crate::config::Policy;
 use crate::hosted::{Hosted, planned};
+use crate::offload::off_worker;
 use crate::registry::{Missing, Plan, Principal, Registry};
 
 const PAGE: usize = 100;
@@ -48,10 +49,8 @@ impl DomainService for Domains {
         let registry = Arc::clone(&self.registry);
         // The whole change happens on that thread: a cancelled call leaves it
         // to come to its end.
-        let created = tokio::task::spawn_blocking(move || registry.create(who.uid, plan)).await;
-        let domain = created
-            .map_err(|error| bug(&error))?
-            .map_err(Refusal::from)?;
+        let created = off_worker(move || registry.create(who.uid, plan)).await?;
+        let domain = created.map_err(Refusal::from)?;
         tracing::info!(domain = %domain.id, owner_uid = domain.owner_uid, "created");
         Ok(Response::new(domain.view()))
     }
@@ -93,10 +92,12 @@ impl DomainService for Domains {
         let who = principal(&request, &self.policy)?;
         let request = request.into_inner();
         let domain = self.find(who, &request.name)?;
-        let quotas = convert::quotas(request.quotas.as_ref(), domain.core.quotas());
-        let scrub = convert::scrub(request.scrub, domain.core.scrub()).map_err(Refusal::from)?;
+        let asked = request.quotas.as_ref();
+        convert::check_quotas(asked).map_err(Refusal::from)?;
+        let scrub = convert::scrub(request.scrub).map_err(Refusal::from)?;
+        let change = |quotas, in_force| (convert::quotas(asked, quotas), scrub.unwrap_or(in_force));
         // A quota below what is in use is a state, not an exhaustion.
-        domain.core.update(quotas, scrub).map_err(|error| Refusal {
+        domain.core.update(change).map_err(|error| Refusal {
             code: Code::FailedPrecondition as i32,
             ..Refusal::from(error)
         })?;
@@ -124,10 +125,8 @@ impl DomainService for Domains {
         };
         let how = if force { Close::Force } else { Close::IfUnused };
         let registry = Arc::clone(&self.registry);
-        let deleted = tokio::task::spawn_blocking(move || registry.delete(&domain, how)).await;
-        let ended = deleted
-            .map_err(|error| bug(&error))?
-            .map_err(Refusal::from)?;
+        let deleted = off_worker(move || registry.delete(&domain, how)).await?;
+        let ended = deleted.map_err(Refusal::from)?;
         tracing::info!(domain = %id, ended_sessions = ended, "deleted");
         Ok(Response::new(v1::DeleteDomainResponse {
             ended_sessions: convert::count(ended),
@@ -143,14 +142,11 @@ impl Domains {
 
 fn plan(request: &v1::CreateDomainRequest) -> Result<Plan, Refusal> {
     let spec = request.spec.unwrap_or_default();
+    convert::check_quotas(spec.quotas.as_ref())?;
     Ok(Plan {
         id: DomainId::new(&request.domain_id)?,
         layout: convert::layout_spec(&spec)?.plan()?,
         quotas: convert::quotas(spec.quotas.as_ref(), Quotas::default()),
-        scrub: convert::scrub(spec.scrub, Scrub::default())?,
+        scrub: convert::scrub(spec.scrub)?.unwrap_or_default(),
     })
-}
-
-fn bug(error: &dyn std::error::Error) -> Refusal {
-    Refusal::of(Code::Internal, ErrorReason::Bug, error)
 }

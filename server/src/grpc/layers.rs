@@ -4,7 +4,6 @@
 use std::any::Any;
 use std::time::Duration;
 
-use domaind_proto::v1::{ErrorReason, Refusal};
 use http::{Request, Response};
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -14,6 +13,7 @@ use tower_http::trace::{DefaultOnBodyChunk, DefaultOnEos, TraceLayer};
 use tracing::Span;
 
 use crate::accept::Caller;
+use crate::offload::bug;
 
 type MakeSpan<B> = fn(&Request<B>) -> Span;
 type OnRequest<B> = fn(&Request<B>, &Span);
@@ -66,10 +66,5 @@ pub(crate) fn contain_panics() -> CatchPanicLayer<OnPanic> {
 }
 
 fn internal(_: Box<dyn Any + Send>) -> Response<Body> {
-    let refusal = Refusal::because(
-        Code::Internal,
-        ErrorReason::Bug,
-        "a bug in domaind; its log has the backtrace",
-    );
-    Status::from(refusal).into_http()
+    Status::from(bug()).into_http()
 }

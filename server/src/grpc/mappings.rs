@@ -55,6 +55,8 @@ impl MappingService for Mappings {
     ) -> Result<Response<v1::UnmapResponse>, Status> {
         let session = self.session(&request)?;
         let v1::UnmapRequest { entries, partial } = request.into_inner();
+        // Before anything that costs as much as there are entries.
+        convert::batch_mode(entries.len(), partial).map_err(Refusal::from)?;
         let core = &session.domain.core;
         let bytes = core.visible_bytes(entries.iter().map(|entry| Iova::new(entry.iova)));
         let results = copying(bytes, || {

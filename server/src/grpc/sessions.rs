@@ -6,14 +6,15 @@ use domain_core::memory::MemoryId;
 use domain_core::session::SessionId;
 use domaind_proto::names::{DomainId, parse_session};
 use domaind_proto::v1::session_service_server::SessionService;
-use domaind_proto::v1::{self, EndReason, ErrorReason, Refusal};
-use tonic::{Code, Request, Response, Status};
+use domaind_proto::v1::{self, EndReason, Refusal};
+use tonic::{Request, Response, Status};
 
 use super::caller::principal;
 use super::page;
 use crate::config::Policy;
 use crate::hosted::Hosted;
 use crate::live::Live;
+use crate::offload::off_worker;
 use crate::registry::{Principal, Registry};
 
 const PAGE: usize = 100;
@@ -72,8 +73,7 @@ impl SessionService for Sessions {
         let session = self.find(who, &request.get_ref().name)?;
         let registry = Arc::clone(&self.registry);
         let evict = move || registry.end(&session, EndReason::Evicted);
-        let evicted = tokio::task::spawn_blocking(evict).await;
-        evicted.map_err(|error| Refusal::of(Code::Internal, ErrorReason::Bug, &error))?;
+        off_worker(evict).await?;
         Ok(Response::new(v1::EvictSessionResponse {}))
     }
 

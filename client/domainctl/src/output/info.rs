@@ -16,7 +16,8 @@ impl View for v1::Info {
             .title("Kernel")
             .under("MFD_NOEXEC_SEAL (6.3)", yes_no(features.memfd_noexec_seal))
             .under("SO_PEERPIDFD (6.5)", yes_no(features.peer_pidfd))
-            .under("pidfd inodes (6.9)", yes_no(features.pidfd_inode));
+            .under("pidfd inodes (6.9)", yes_no(features.pidfd_inode))
+            .under("SO_PASSRIGHTS (6.16)", yes_no(features.pass_rights_off));
         sheet.render()
     }
 

@@ -222,7 +222,9 @@ fn quotas(sessions: u32, mappings: u32, memories: u32) -> Quotas {
 #[test]
 fn a_session_beyond_the_quota_stays_out_until_another_leaves() {
     let domain = domain(8, 8);
-    domain.update(quotas(3, 9, 9), Scrub::OnMap).unwrap();
+    domain
+        .update(|_, _| (quotas(3, 9, 9), Scrub::OnMap))
+        .unwrap();
     let full = QuotaExceeded {
         quota: Quota::Sessions,
         limit: 3,
@@ -244,7 +246,9 @@ fn streaming_and_coherent_count_together_against_the_quota() {
     let domain = domain(8, 8);
     let buffer = Buffer::register(&domain, DRIVER, 1);
     let spec = buffer.spec(0, 1, Direction::ToDevice);
-    domain.update(quotas(9, 2, 9), Scrub::OnMap).unwrap();
+    domain
+        .update(|_, _| (quotas(9, 2, 9), Scrub::OnMap))
+        .unwrap();
     let made = domain.alloc_coherent(DRIVER, &CoherentSpec::of(1)).unwrap();
     let full = QuotaExceeded {
         quota: Quota::Mappings,
@@ -278,7 +282,9 @@ fn streaming_and_coherent_count_together_against_the_quota() {
 #[test]
 fn a_memory_beyond_the_quota_is_refused_and_closed() {
     let domain = domain(8, 8);
-    domain.update(quotas(9, 9, 1), Scrub::OnMap).unwrap();
+    domain
+        .update(|_, _| (quotas(9, 9, 1), Scrub::OnMap))
+        .unwrap();
     let first = Buffer::register(&domain, DRIVER, 1);
     let one_too_many = driver_memfd("one-memory-too-many", P).unwrap();
     let one_too_many = ClientMemory::accept(one_too_many, true).unwrap();
@@ -316,11 +322,13 @@ fn an_update_below_what_is_in_use_changes_neither_quotas_nor_policy() {
         (quotas(9, 1, 9), Quota::Mappings, 1, 2),
         (quotas(9, 9, 0), Quota::Memories, 0, 1),
     ] {
-        let refused = domain.update(wrong, Scrub::OnUnmap);
+        let refused = domain.update(|_, _| (wrong, Scrub::OnUnmap));
         assert_eq!(refused, Err(QuotaExceeded { quota, limit, used }));
         assert_eq!((domain.quotas(), domain.scrub()), (before, Scrub::OnMap));
     }
     // Exactly what is in use is allowed.
-    domain.update(quotas(3, 2, 1), Scrub::OnUnmap).unwrap();
+    domain
+        .update(|_, _| (quotas(3, 2, 1), Scrub::OnUnmap))
+        .unwrap();
     assert_eq!(domain.quotas(), quotas(3, 2, 1));
 }

@@ -648,7 +648,7 @@ fn a_changed_scrub_policy_holds_from_the_next_unmap_on() {
     let buffer = Buffer::register(&domain, DRIVER, 1);
     let mapped = map(&domain, DRIVER, buffer.spec(0, P, Direction::ToDevice)).unwrap();
 
-    domain.update(domain.quotas(), Scrub::OnUnmap).unwrap();
+    domain.update(|quotas, _| (quotas, Scrub::OnUnmap)).unwrap();
     unmap(&domain, DRIVER, ending(mapped)).unwrap();
 
     assert_eq!(domain.scrub(), Scrub::OnUnmap);

@@ -340,3 +340,23 @@ fn what_a_session_leaves_behind_during_its_unmap_is_zeroed() {
     assert_eq!(seen(&domain, visible(mapped)), [0; 100]);
     assert_nothing_is_held(&domain);
 }
+
+#[test]
+fn a_domain_that_failed_can_still_be_seen_and_closed() {
+    let (domain, _buffer, spec) = fixture();
+    map(&domain, DRIVER, spec).unwrap();
+    std::thread::scope(|scope| {
+        let failing = scope.spawn(|| {
+            let _state = domain.lock();
+            panic!("half way through a decision");
+        });
+        assert!(failing.join().is_err());
+    });
+
+    assert_eq!(domain.usage().streaming, 1);
+    assert_eq!(domain.holdings(DRIVER).unwrap().streaming, 1);
+    assert!(domain.close(Close::IfUnused).is_err());
+    assert!(domain.close(Close::Force).unwrap().contains(&DRIVER));
+    // It gives nothing back, and does not panic.
+    domain.leave(DRIVER);
+}

@@ -104,7 +104,7 @@ fn heard<T, U, E: std::fmt::Debug>(
 impl Model {
     fn new() -> Model {
         let domain = empty_domain(BOUNCE_PAGES, COHERENT_PAGES, Scrub::OnMap);
-        domain.update(QUOTAS, Scrub::OnMap).unwrap();
+        domain.update(|_, _| (QUOTAS, Scrub::OnMap)).unwrap();
         Model {
             domain,
             scrub: Scrub::OnMap,
@@ -139,7 +139,7 @@ impl Model {
                 self.free(SessionId::new(*who), iova, id);
             }
             Op::Scrub(scrub) => {
-                self.domain.update(QUOTAS, *scrub).unwrap();
+                self.domain.update(|_, _| (QUOTAS, *scrub)).unwrap();
                 self.scrub = *scrub;
             }
             Op::DeviceWrites(at, len, byte) => {
