@@ -337,9 +337,7 @@ impl From<SpanError> for Refusal {
         match error {
             SpanError::Empty => invalid(ErrorReason::ZeroLength, &error),
             SpanError::OutsideMemory { offset, len, .. } if offset.checked_add(len).is_none() => {
-                Refusal::of(Code::OutOfRange, ErrorReason::AddressOverflow, &error)
-                    .with("offset", offset)
-                    .with("len_bytes", len)
+                overflow(&error, offset, len)
             }
             SpanError::OutsideMemory { offset, len, size } => {
                 invalid(ErrorReason::OutsideMemory, &error)
@@ -487,6 +485,9 @@ impl From<SyncError> for Refusal {
             SyncError::Missing(missing) => missing.into(),
             SyncError::ZeroLength => invalid(ErrorReason::ZeroLength, &error),
             SyncError::OutsideMapping {
+                offset, len_bytes, ..
+            } if offset.checked_add(len_bytes).is_none() => overflow(&error, offset, len_bytes),
+            SyncError::OutsideMapping {
                 offset,
                 len_bytes,
                 mapping_bytes,
@@ -539,6 +540,13 @@ fn is_exhaustion(error: &(dyn Error + 'static)) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// An offset and a length whose sum leaves 64 bits.
+fn overflow(error: &dyn Error, offset: u64, len_bytes: u64) -> Refusal {
+    Refusal::of(Code::OutOfRange, ErrorReason::AddressOverflow, error)
+        .with("offset", offset)
+        .with("len_bytes", len_bytes)
 }
 
 fn copy_failed(error: &dyn Error, memory: u64, offset: u64, len_bytes: u64) -> Refusal {

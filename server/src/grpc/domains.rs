@@ -39,12 +39,10 @@ impl DomainService for Domains {
             self.registry
                 .check_create(who.uid, &plan)
                 .map_err(Refusal::from)?;
-            return Ok(Response::new(planned(
-                &plan.id,
-                &plan.layout,
-                plan.quotas,
-                plan.scrub,
-            )));
+            return Ok(Response::new(v1::Domain {
+                owner_uid: who.uid,
+                ..planned(&plan.id, &plan.layout, plan.quotas, plan.scrub)
+            }));
         }
         let registry = Arc::clone(&self.registry);
         // The whole change happens on that thread: a cancelled call leaves it
