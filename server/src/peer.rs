@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_dead_peer_is_known_to_be_dead_and_is_nobody_else() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
         let path = dir.path().join("s");
         let listener = UnixListener::bind(&path).unwrap();
         let this = std::env::current_exe().unwrap();

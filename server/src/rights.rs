@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_socket_that_takes_no_fds_makes_sending_one_fail() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
         let address = SocketAddrUnix::new(dir.path().join("s")).unwrap();
         let socket = || {
             rustix::net::socket_with(

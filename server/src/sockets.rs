@@ -257,7 +257,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     fn runtime() -> (tempfile::TempDir, RuntimeDir) {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
         let runtime = RuntimeDir::new(&dir.path().join("run")).unwrap();
         (dir, runtime)
     }

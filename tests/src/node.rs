@@ -71,7 +71,9 @@ impl Node {
     /// # Panics
     /// Without a directory for temporary files.
     pub async fn configured(flags: &[&str], env: &[(&str, &str)]) -> Node {
-        let dir = tempfile::Builder::new().prefix("domaind-t").tempdir();
+        let dir = tempfile::Builder::new()
+            .prefix("domaind-t")
+            .tempdir_in(SHORT);
         Node::start_in(dir.expect("a temporary directory"), flags, env).await
     }
 
@@ -80,7 +82,9 @@ impl Node {
     /// # Panics
     /// If the directory cannot be opened to others.
     pub async fn shared(flags: &[&str]) -> Node {
-        let dir = tempfile::Builder::new().prefix("domaind-t").tempdir();
+        let dir = tempfile::Builder::new()
+            .prefix("domaind-t")
+            .tempdir_in(SHORT);
         let dir = dir.expect("a temporary directory");
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
         let gid = format!("--server-client-gid={CLIENT_GID}");
