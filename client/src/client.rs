@@ -174,7 +174,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_daemon_is_an_error_of_connect_and_names_the_socket() {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = tempfile::tempdir_in("/tmp").unwrap();
         let dir = RuntimeDir::new(temp.path()).unwrap();
 
         let error = Client::connect(&dir).await.unwrap_err();
@@ -189,7 +189,7 @@ mod tests {
     /// reached by a new one.
     #[tokio::test]
     async fn the_connector_hands_out_what_it_has_and_then_connects_anew() {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = tempfile::tempdir_in("/tmp").unwrap();
         let path = temp.path().join("api.sock");
         let listener = tokio::net::UnixListener::bind(&path).unwrap();
         let first = UnixStream::connect(&path).await.unwrap();

@@ -137,7 +137,7 @@ pub(crate) struct FakeDaemon {
 
 impl FakeDaemon {
     pub(crate) async fn start() -> FakeDaemon {
-        let temp = tempfile::tempdir().unwrap();
+        let temp = tempfile::tempdir_in("/tmp").unwrap();
         let dir = RuntimeDir::new(temp.path()).unwrap();
         std::fs::create_dir(dir.public()).unwrap();
         let calls = Arc::new(Calls::default());

@@ -68,6 +68,19 @@ pub fn signal(pid: u32, signal: Signal) {
     }
 }
 
+/// SIGSTOP, and wait until none of its threads runs.
+///
+/// # Panics
+/// If one goes on.
+pub fn stop(pid: u32) {
+    signal(pid, Signal::STOP);
+    wait::until("the stop of a process", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it is there");
+        let stats = tasks.flatten().map(|task| task.path().join("stat"));
+        stats.filter_map(read_stat).all(|stat| stat.state == 'T')
+    });
+}
+
 /// SIGKILL, and wait for the corpse.
 ///
 /// # Panics
@@ -118,7 +131,11 @@ struct Stat {
 }
 
 fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    read_stat(format!("/proc/{pid}/stat"))
+}
+
+fn read_stat(path: impl AsRef<Path>) -> Option<Stat> {
+    let text = fs::read_to_string(path).ok()?;
     // The name, in parentheses, may hold anything.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     Some(Stat {

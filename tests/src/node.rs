@@ -17,8 +17,11 @@ use crate::refusal::{Refused, answer};
 use crate::users::CLIENT_GID;
 use crate::wait::{self, DEADLINE};
 
+/// A socket's path is short; `TMPDIR` may not be.
+const SHORT: &str = "/tmp";
+
 /// How long a daemon may take to stop.
-const STOP: Duration = Duration::from_secs(15);
+const STOP: Duration = Duration::from_secs(25);
 
 /// One running `domaind`. Stopped, and its directory removed, on drop.
 #[derive(Debug)]

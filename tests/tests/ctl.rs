@@ -347,7 +347,7 @@ async fn exit_code_4_is_for_those_who_may_not() {
 /// 5: no daemon, or one that does not answer in time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn exit_code_5_is_for_no_daemon_and_for_a_silent_one() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
     let nobody = Ctl::at(dir.path());
     for line in [
         &["get", "domains"][..],
@@ -363,7 +363,7 @@ async fn exit_code_5_is_for_no_daemon_and_for_a_silent_one() {
         );
     }
     let node = Node::start().await;
-    domaind_tests::children::signal(node.pid(), rustix::process::Signal::STOP);
+    domaind_tests::children::stop(node.pid());
     let output = Ctl::new(&node).run(&["get", "domains", "--timeout", "300ms"]);
     domaind_tests::children::signal(node.pid(), rustix::process::Signal::CONT);
     assert_eq!((output.code, output.stdout.as_str()), (5, ""), "{output:?}");

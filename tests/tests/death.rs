@@ -369,7 +369,7 @@ async fn a_stopped_client_harms_nobody_and_can_be_evicted() {
     let session = hung.attach("d0", v1::Role::Driver);
     let memory = hung.buffer(P);
     hung.map(memory, 0, P, ToDevice);
-    children::signal(hung.pid(), Signal::STOP);
+    children::stop(hung.pid());
 
     let mut driver = Actor::driver(&node, "d0");
     let memory = driver.buffer(P);

@@ -20,7 +20,9 @@ struct Stage {
 
 impl Stage {
     fn new() -> Stage {
-        let dir = tempfile::Builder::new().prefix("domaind-d").tempdir();
+        let dir = tempfile::Builder::new()
+            .prefix("domaind-d")
+            .tempdir_in("/tmp");
         let stage = Stage {
             dir: dir.expect("a temporary directory"),
         };
