@@ -1,21 +1,16 @@
 //! The device process: sees the domain, and nothing else of the driver.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
 use domain_core::Iova;
-use domain_core::region::Access;
 use domain_core::session::Role;
 use domaind_client::Session;
-use domaind_client::blocking::Client;
-use domaind_proto::names::DomainId;
-use domaind_proto::paths::RuntimeDir;
 
 use super::board::{Board, Done, Job};
 use super::transform::{CHUNK_BYTES, Key};
-use super::{Way, die_with_parent};
+use super::{ActorArgs, Way};
 
 /// How long to sleep at most before looking whether the session still lives.
 const IDLE: Duration = Duration::from_millis(100);
@@ -23,36 +18,24 @@ const IDLE: Duration = Duration::from_millis(100);
 /// What a device process is told.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DeviceArgs {
+    #[command(flatten)]
+    actor: ActorArgs,
     #[arg(long)]
-    pub(crate) dir: PathBuf,
+    index: u64,
     #[arg(long)]
-    pub(crate) domain: String,
-    #[arg(long)]
-    pub(crate) parent: i32,
-    #[arg(long)]
-    pub(crate) index: u64,
-    #[arg(long)]
-    pub(crate) board: u64,
-    #[arg(long, value_enum)]
-    pub(crate) direction: Way,
+    board: u64,
 }
 
 /// Works on blocks until the driver says stop.
 pub(crate) fn run(args: &DeviceArgs) -> anyhow::Result<()> {
-    die_with_parent(args.parent)?;
-    let client = Client::connect(&RuntimeDir::new(&args.dir)?)?;
-    let session = client.attach(
-        &DomainId::parse(&args.domain)?,
-        Role::Device,
-        Access::ReadWrite,
-    )?;
+    let (_client, session) = args.actor.attach(Role::Device)?;
     let mut ring = Board::at(&session, Iova::new(args.board)).ring(args.index)?;
     ring.hello()?;
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         if let Some(job) = ring.take()? {
             let key = Key::of(args.index, job.block);
-            let checksum = work(&session, &job, key, args.direction, &mut chunk)?;
+            let checksum = work(&session, &job, key, args.actor.direction, &mut chunk)?;
             ring.finish(Done {
                 block: job.block,
                 slot: job.slot,

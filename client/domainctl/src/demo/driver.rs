@@ -2,27 +2,23 @@
 //! time.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use domain_core::Direction;
 use domain_core::coherent::CoherentSpec;
-use domain_core::region::Access;
 use domain_core::session::Role;
 use domain_core::streaming::MapSpec;
 use domaind_client::blocking::{Buffer, Client, Mapping, Session};
 use domaind_client::{Error, v1};
-use domaind_proto::names::DomainId;
-use domaind_proto::paths::RuntimeDir;
 use hdrhistogram::Histogram;
 
 use super::board::{Board, Done, ENTRIES, Job, Ring, board_bytes};
 use super::input::{Input, Next};
 use super::notes::{Latency, Note, Outcome, Sharer};
 use super::transform::Key;
-use super::{Way, die_with_parent};
+use super::{ActorArgs, Way};
 
 /// Memory for blocks that are under way at a time.
 const UNDER_WAY_BYTES: u64 = 64 << 20;
@@ -42,18 +38,12 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(50);
 /// What the driver process is told. The file is its standard input.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DriverArgs {
+    #[command(flatten)]
+    actor: ActorArgs,
     #[arg(long)]
-    pub(crate) dir: PathBuf,
+    devices: u64,
     #[arg(long)]
-    pub(crate) domain: String,
-    #[arg(long)]
-    pub(crate) parent: i32,
-    #[arg(long)]
-    pub(crate) devices: u64,
-    #[arg(long)]
-    pub(crate) block: u64,
-    #[arg(long, value_enum)]
-    pub(crate) direction: Way,
+    block: u64,
 }
 
 /// How many blocks may be under way at a time.
@@ -63,10 +53,7 @@ pub(crate) fn slots(devices: u64, block_bytes: u64) -> u64 {
 
 /// Moves standard input through the domain.
 pub(crate) fn run(args: &DriverArgs) -> anyhow::Result<()> {
-    die_with_parent(args.parent)?;
-    let domain = DomainId::parse(&args.domain)?;
-    let client = Client::connect(&RuntimeDir::new(&args.dir)?)?;
-    let session = client.attach(&domain, Role::Driver, Access::ReadWrite)?;
+    let (client, session) = args.actor.attach(Role::Driver)?;
     let memory = session.alloc_coherent(CoherentSpec::of(board_bytes(args.devices)))?;
     let board = Board::at(&session, memory.iova());
     let rings = (0..args.devices)
@@ -76,7 +63,7 @@ pub(crate) fn run(args: &DriverArgs) -> anyhow::Result<()> {
         iova: memory.iova().get(),
     }
     .say()?;
-    let mut driver = Driver::new(args, &client, &session, &domain, board, rings)?;
+    let mut driver = Driver::new(args, &client, &session, board, rings)?;
     driver.wait_for_all("come up", |ring| Ok(ring.pid()?.is_some()))?;
     driver.sharers = driver.find_sharers()?;
     let (session_of_reader, base) = (domaind_client::Session::clone(&session), memory.iova());
@@ -98,7 +85,6 @@ pub(crate) fn run(args: &DriverArgs) -> anyhow::Result<()> {
 struct Driver<'s> {
     client: &'s Client,
     session: &'s Session,
-    domain: &'s DomainId,
     way: Way,
     block_bytes: u64,
     board: Board<'s>,
@@ -126,7 +112,6 @@ impl<'s> Driver<'s> {
         args: &DriverArgs,
         client: &'s Client,
         session: &'s Session,
-        domain: &'s DomainId,
         board: Board<'s>,
         rings: Vec<Ring<'s>>,
     ) -> anyhow::Result<Driver<'s>> {
@@ -137,8 +122,7 @@ impl<'s> Driver<'s> {
         Ok(Driver {
             client,
             session,
-            domain,
-            way: args.direction,
+            way: args.actor.direction,
             block_bytes: args.block,
             board,
             rings,
@@ -206,7 +190,7 @@ impl<'s> Driver<'s> {
 
     fn attached(&self) -> anyhow::Result<Vec<v1::Session>> {
         let request = v1::ListSessionsRequest {
-            domain: self.domain.name(),
+            domain: self.session.domain().name(),
             // More than the demo has processes.
             page_size: 1000,
             page_token: String::new(),

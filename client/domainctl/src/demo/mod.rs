@@ -24,6 +24,11 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use domain_core::Direction;
+use domain_core::region::Access;
+use domain_core::session::Role;
+use domaind_client::blocking::{Client, Session};
+use domaind_proto::names::DomainId;
+use domaind_proto::paths::RuntimeDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::Global;
@@ -77,9 +82,34 @@ impl From<Way> for Direction {
     }
 }
 
+/// What both kinds of process of the demo are told.
+#[derive(Clone, Debug, Args)]
+struct ActorArgs {
+    #[arg(long)]
+    dir: std::path::PathBuf,
+    #[arg(long)]
+    domain: String,
+    #[arg(long)]
+    parent: i32,
+    #[arg(long, value_enum)]
+    direction: Way,
+}
+
+impl ActorArgs {
+    /// Makes this process a session of the demo's domain, for as long as the
+    /// one that started it lives.
+    fn attach(&self, role: Role) -> anyhow::Result<(Client, Session)> {
+        die_with_parent(self.parent)?;
+        let client = Client::connect(&RuntimeDir::new(&self.dir)?)?;
+        let domain = DomainId::parse(&self.domain)?;
+        let session = client.attach(&domain, role, Access::ReadWrite)?;
+        Ok((client, session))
+    }
+}
+
 /// Runs the demo.
 pub(crate) async fn run(args: DemoArgs, global: &Global) -> Result<ExitCode, Failure> {
-    let report = arrange::run(&args, global).await.map_err(failure)?;
+    let report = arrange::run(&args, global).await?;
     report.print(global)?;
     Ok(Exit::Ok.into())
 }
@@ -101,20 +131,8 @@ async fn on_a_thread(
     let _unheard =
         signal(SignalKind::interrupt()).map_err(|error| Failure::of(Exit::Error, &error))?;
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panic| Failure::of(Exit::Error, &panic))?
-        .map_err(failure)?;
+    done.map_err(|panic| Failure::of(Exit::Error, &panic))??;
     Ok(Exit::Ok.into())
-}
-
-/// An error of the daemon keeps its exit code, everything else is 1.
-fn failure(error: anyhow::Error) -> Failure {
-    let refused = error
-        .downcast_ref::<domaind_client::Error>()
-        .and_then(domaind_client::Error::code);
-    Failure::new(
-        refused.map_or(Exit::Error, Exit::from),
-        format!("{error:#}"),
-    )
 }
 
 fn block_bytes(text: &str) -> Result<u64, String> {
