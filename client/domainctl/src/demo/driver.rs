@@ -27,8 +27,10 @@ const PER_DEVICE: u64 = 8;
 /// Guards before and behind every block in the registered memory.
 const GUARD: [u8; 61] = [0xc5; 61];
 const GUARD_BYTES: u64 = GUARD.len() as u64;
-/// How long to sleep at most before looking whether the devices still live.
+/// How long to sleep at most when nothing rings.
 const IDLE: Duration = Duration::from_millis(100);
+/// How often to look whether the devices still live.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// A device has said hello, or bye, by then.
 const GREETING_LIMIT: Duration = Duration::from_secs(20);
 /// A device that lives but does nothing for so long has failed.
@@ -203,6 +205,7 @@ impl<'s> Driver<'s> {
     fn move_all(&mut self, input: &Input) -> anyhow::Result<Outcome> {
         let started = Instant::now();
         let mut told = started;
+        let mut looked = started;
         let mut moved_at = started;
         let mut at_end = false;
         loop {
@@ -215,7 +218,12 @@ impl<'s> Driver<'s> {
             if sent + collected > 0 {
                 moved_at = Instant::now();
             } else {
-                self.wait(rung, moved_at)?;
+                self.board.wait(rung, IDLE)?;
+            }
+            // Also while others make progress.
+            if looked.elapsed() >= LOOK_EVERY {
+                self.look_after_devices(moved_at)?;
+                looked = Instant::now();
             }
             if told.elapsed() >= PROGRESS_EVERY {
                 Note::Progress { bytes: self.bytes }.say()?;
@@ -390,12 +398,8 @@ impl<'s> Driver<'s> {
         Ok(())
     }
 
-    /// Sleeps until a device rings; looks after them if none does.
-    fn wait(&self, rung: u32, moved_at: Instant) -> anyhow::Result<()> {
-        self.board.wait(rung, IDLE)?;
-        if moved_at.elapsed() < IDLE {
-            return Ok(());
-        }
+    /// Are all of them there, and does whoever has blocks work on them?
+    fn look_after_devices(&self, moved_at: Instant) -> anyhow::Result<()> {
         self.check_session()?;
         let attached = self.attached()?;
         let is_there = |pid: i32| {
