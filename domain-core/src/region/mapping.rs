@@ -1,4 +1,4 @@
-//! Memfds mapped into this process. The one home of unsafe code in the workspace.
+//! Memfds mapped into this process. The home of unsafe code in this crate.
 //!
 //! Safe code would not do: mapping is a system call on raw addresses, and what is mapped may be
 //! written by another process at any instant, which a Rust reference forbids. vm-memory would do
