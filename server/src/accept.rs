@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::Sleep;
@@ -72,7 +73,7 @@ impl Acceptor {
     }
 
     /// The next connection that has a seat; `None` when the daemon stops.
-    /// Cancel safe.
+    /// Cancelling closes the connection that was about to be seated.
     pub(crate) async fn next(&self) -> Option<Connection> {
         loop {
             let accepted = tokio::select! {
@@ -80,25 +81,26 @@ impl Acceptor {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => match self.seat(stream) {
+                Ok((stream, _)) => match self.seat(stream).await {
                     Some(connection) => return Some(connection),
                     None => continue,
                 },
                 // The connection waits in the backlog; those that are open go on.
-                Err(cause) => {
-                    tracing::warn!(%cause, "cannot accept a connection, pausing");
-                    tokio::time::sleep(EXHAUSTED_PAUSE).await;
-                }
+                Err(cause) => pause(&cause).await,
             }
         }
     }
 
-    fn seat(&self, stream: UnixStream) -> Option<Connection> {
-        let peer = match Peer::of(stream.as_fd(), self.features) {
-            Ok(peer) => Arc::new(peer),
-            Err(cause) => {
-                tracing::debug!(%cause, "a peer whose identity is not to be had");
-                return None;
+    async fn seat(&self, stream: UnixStream) -> Option<Connection> {
+        let peer = loop {
+            match Peer::of(stream.as_fd(), self.features) {
+                Ok(peer) => break Arc::new(peer),
+                // It took the last descriptor and its pidfd needs one more.
+                Err(cause) if is_exhaustion(&cause) => pause(&cause).await,
+                Err(cause) => {
+                    tracing::debug!(%cause, "a peer whose identity is not to be had");
+                    return None;
+                }
             }
         };
         let Some(seat) = self.seats.take(peer.uid()) else {
@@ -115,6 +117,19 @@ impl Acceptor {
             silence: Some(Box::pin(tokio::time::sleep(SILENCE_LIMIT))),
         })
     }
+}
+
+/// Are there no file descriptors left, for this process or for anybody?
+fn is_exhaustion(cause: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(cause),
+        Some(Errno::MFILE | Errno::NFILE)
+    )
+}
+
+async fn pause(cause: &io::Error) {
+    tracing::warn!(%cause, "cannot accept a connection, pausing");
+    tokio::time::sleep(EXHAUSTED_PAUSE).await;
 }
 
 /// How many connections each user has. Clones share the count.

@@ -109,6 +109,12 @@ impl Wire {
         }
     }
 
+    /// Says hello; false when the daemon closes instead of answering.
+    pub async fn is_welcomed(&mut self) -> bool {
+        let sent = self.send(hello(1, 1), None).await;
+        sent.is_ok() && self.receive().await.is_some()
+    }
+
     /// Waits until the daemon closes, and says how it did.
     pub async fn closed(&self) -> Closed {
         let mut closed = Closed::default();

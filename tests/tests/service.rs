@@ -492,6 +492,20 @@ async fn running_out_of_file_descriptors_harms_only_newcomers() {
     drop(driver);
     let session = async || node.usage("d0").await.sessions;
     wait::until_equal("the end of the session", 0, session).await;
+    // Both queues are served in order: whoever is answered now stands behind
+    // the whole crowd. Until then the crowd may take what has become free.
+    let answered = async || Wire::connect(&dir.fd_socket()).is_welcomed().await;
+    wait::until_equal("an answer behind the crowd", true, answered).await;
+    let called = async || {
+        let client = domaind_client::Client::connect(&dir).await;
+        let Ok(client) = client else { return false };
+        client
+            .domains()
+            .list_domains(v1::ListDomainsRequest::default())
+            .await
+            .is_ok()
+    };
+    wait::until_equal("a call behind the crowd", true, called).await;
     let has_room = async || node.counts().await.open_fds < counts.open_fds;
     wait::until_equal("room for newcomers", true, has_room).await;
     // New ones are let in again.
