@@ -7,6 +7,8 @@
 //! With them the runs that are long enough are looked at one by one, so a
 //! request fails only if truly no run fits.
 
+pub mod holes;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::addr::{Granule, Iova, IovaRange};
@@ -216,6 +218,18 @@ impl IovaAllocator {
         self.used -= len;
         self.join(at, len);
         Ok(())
+    }
+
+    /// The free run that covers `from`, from there on, or the next one behind it.
+    pub fn free_from(&mut self, from: Iova) -> Option<IovaRange> {
+        let from = from.get() >> self.granule.shift();
+        let (start, len) = self
+            .free
+            .iter()
+            .map(|(start, len)| (*start, *len))
+            .find(|(start, len)| start + len > from)?;
+        let first = start.max(from);
+        Some(self.range(first, start + len - first))
     }
 
     /// The longest run that an unaligned, unlimited request can get, in bytes.

@@ -11,7 +11,22 @@ pub struct Aperture {
     range: IovaRange,
     /// As long as `range`.
     region: Region,
+    scrub_with: ScrubWith,
 }
+
+/// What memory is overwritten with when it is freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ScrubWith {
+    /// Zeroes.
+    #[default]
+    Zero,
+    /// [`POISON`], also before it is used for the first time. For tests:
+    /// whoever ever reads it in a mapping has found a bug of ours.
+    Poison,
+}
+
+/// A byte that no zeroed memory holds.
+pub const POISON: u8 = 0xa5;
 
 impl Aperture {
     /// Creates the memory for `range`. The region shows in `/proc` as
@@ -24,14 +39,21 @@ impl Aperture {
         kind: ApertureKind,
         range: IovaRange,
         backing: Backing,
+        scrub_with: ScrubWith,
     ) -> Result<Aperture, RegionError> {
         let len_bytes = range.len_bytes().unwrap_or(u64::MAX);
         let region = Region::create(&format!("domaind:{domain}:{kind}"), len_bytes, backing)?;
-        Ok(Aperture {
+        let aperture = Aperture {
             kind,
             range,
             region,
-        })
+            scrub_with,
+        };
+        // A new region is zero as it is.
+        if scrub_with == ScrubWith::Poison {
+            aperture.scrub(range);
+        }
+        Ok(aperture)
     }
 
     /// Which aperture it is.
@@ -72,13 +94,33 @@ impl Aperture {
             .expect("the address lies in this aperture")
     }
 
-    /// Zeroes a part of it.
+    /// Must memory be overwritten whenever it is freed?
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.scrub_with == ScrubWith::Poison
+    }
+
+    /// Overwrites a part that is being freed.
+    pub(crate) fn scrub(&self, part: IovaRange) {
+        self.fill(
+            part,
+            match self.scrub_with {
+                ScrubWith::Zero => 0,
+                ScrubWith::Poison => POISON,
+            },
+        );
+    }
+
+    /// Zeroes a part that is being taken.
     pub(crate) fn zero(&self, part: IovaRange) {
+        self.fill(part, 0);
+    }
+
+    fn fill(&self, part: IovaRange, byte: u8) {
         let len = part
             .len_bytes()
             .expect("an aperture is shorter than the space");
         self.memory()
-            .fill(self.offset(part.start()), len, 0)
+            .fill(self.offset(part.start()), len, byte)
             .expect("the part lies in this aperture");
     }
 }

@@ -6,11 +6,121 @@ use crate::addr::{Iova, IovaRange};
 use crate::layout::ApertureKind;
 use crate::perm::Perm;
 
+/// Which memory, as a number of 20 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RegionId(u32);
+
+impl RegionId {
+    /// The bounce region.
+    pub const BOUNCE: RegionId = RegionId(0);
+    /// The coherent region.
+    pub const COHERENT: RegionId = RegionId(1);
+
+    /// A registered memory.
+    #[must_use]
+    pub const fn memory_slot(slot: u32) -> RegionId {
+        RegionId(slot + 2)
+    }
+
+    /// The slot of a registered memory; `None` for an aperture's region.
+    #[must_use]
+    pub const fn slot(self) -> Option<u32> {
+        self.0.checked_sub(2)
+    }
+}
+
+impl From<ApertureKind> for RegionId {
+    fn from(kind: ApertureKind) -> RegionId {
+        match kind {
+            ApertureKind::Bounce => RegionId::BOUNCE,
+            ApertureKind::Coherent => RegionId::COHERENT,
+        }
+    }
+}
+
+/// The table has no room for more nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no room for the page table: {used_bytes} of {limit_bytes} bytes are in use")]
+pub struct NoRoom {
+    /// In use.
+    pub used_bytes: u64,
+    /// At most.
+    pub limit_bytes: u64,
+}
+
+/// Why an entry was not entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum InsertError {
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+}
+
+/// Two entries of one table overlap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildError {
+    /// Which, as given.
+    pub first: usize,
+    /// Which, as given; above `first`.
+    pub second: usize,
+    /// Its range.
+    pub first_range: IovaRange,
+    /// Its range.
+    pub second_range: IovaRange,
+}
+
+/// A checked direct table that is not yet in force.
+#[derive(Debug)]
+pub struct DirectTable(Vec<Entry>);
+
+impl DirectTable {
+    /// Orders and checks.
+    ///
+    /// # Errors
+    /// [`BuildError`] if two entries overlap.
+    pub fn build(entries: Vec<Entry>) -> Result<DirectTable, BuildError> {
+        let mut order: Vec<usize> = (0..entries.len()).collect();
+        order.sort_by_key(|&index| entries[index].range.start());
+        for pair in order.windows(2) {
+            let (a, b) = (entries[pair[0]].range, entries[pair[1]].range);
+            if a.overlaps(b) {
+                let (first, second) = (pair[0].min(pair[1]), pair[0].max(pair[1]));
+                return Err(BuildError {
+                    first,
+                    second,
+                    first_range: entries[first].range,
+                    second_range: entries[second].range,
+                });
+            }
+        }
+        Ok(DirectTable(
+            order.into_iter().map(|index| entries[index]).collect(),
+        ))
+    }
+
+    /// Its entries, by address.
+    #[must_use]
+    pub fn entries(&self) -> &[Entry] {
+        &self.0
+    }
+}
+
+/// What a new table changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// Not there before.
+    pub added: Vec<Entry>,
+    /// Not there any more.
+    pub removed: Vec<Entry>,
+}
+
 /// Where the bytes of a range are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// The region that backs this aperture.
-    pub region: ApertureKind,
+    pub region: RegionId,
     /// Where in it, in bytes.
     pub offset_bytes: u64,
 }
@@ -90,16 +200,69 @@ impl Iotlb {
     ///
     /// # Errors
     /// [`Overlap`], naming what is in the way; nothing is changed.
-    pub fn insert(&mut self, entry: Entry) -> Result<(), Overlap> {
+    pub fn insert(&mut self, entry: Entry) -> Result<(), InsertError> {
         if let Some(hit) = self.lookup(entry.range) {
-            return Err(Overlap {
+            return Err(InsertError::Overlap(Overlap {
                 range: entry.range,
                 hit: hit.range,
-            });
+            }));
         }
         self.entries.insert(entry.range.start(), entry);
         self.generation += 1;
         Ok(())
+    }
+
+    /// Direct entries from the one that covers `from` on, by address.
+    pub fn direct_from(&self, from: Iova) -> impl Iterator<Item = &Entry> {
+        let covering = self.entries.range(..from).next_back();
+        let covering = covering
+            .map(|(_, entry)| entry)
+            .filter(move |entry| entry.range.last() >= from);
+        let rest = self.entries.range(from..).map(|(_, entry)| entry);
+        let all = covering.into_iter().chain(rest);
+        all.filter(|entry| entry.target.region.slot().is_some())
+    }
+
+    /// Number of direct entries.
+    #[must_use]
+    pub fn direct_len(&self) -> usize {
+        self.direct_from(Iova::new(0)).count()
+    }
+
+    /// Puts a direct table in the place of the old one.
+    ///
+    /// # Errors
+    /// [`NoRoom`]; the old one stays.
+    pub fn replace_direct(&mut self, table: DirectTable) -> Result<Replaced, NoRoom> {
+        let old: Vec<_> = self.direct_from(Iova::new(0)).copied().collect();
+        let added: Vec<_> = table
+            .0
+            .iter()
+            .filter(|e| !old.contains(e))
+            .copied()
+            .collect();
+        let removed: Vec<_> = old
+            .iter()
+            .filter(|e| !table.0.contains(e))
+            .copied()
+            .collect();
+        if added.is_empty() && removed.is_empty() {
+            return Ok(Replaced::default());
+        }
+        for entry in &removed {
+            self.entries.remove(&entry.range.start());
+        }
+        for entry in &added {
+            self.entries.insert(entry.range.start(), *entry);
+        }
+        self.generation += 1;
+        Ok(Replaced { added, removed })
+    }
+
+    /// Bytes of the page table.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        0
     }
 
     /// Hides the entry that starts at `start`; `None` if there is none.
@@ -205,7 +368,7 @@ mod tests {
         Entry {
             range: range(start, last),
             target: Target {
-                region: ApertureKind::Bounce,
+                region: RegionId::BOUNCE,
                 offset_bytes: start,
             },
             perm,

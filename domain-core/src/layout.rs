@@ -198,6 +198,15 @@ impl Layout {
         }
     }
 
+    /// From the first byte of the lowest aperture to the last of the highest;
+    /// `None` if there is no aperture.
+    #[must_use]
+    pub fn apertures(&self) -> Option<IovaRange> {
+        let first = self.bounce.or(self.coherent)?;
+        let last = self.coherent.or(self.bounce)?;
+        Some(IovaRange::new(first.start(), last.last()).expect("coherent lies above bounce"))
+    }
+
     /// Memory that the plan needs, in bytes.
     #[must_use]
     pub fn region_bytes(&self) -> u64 {

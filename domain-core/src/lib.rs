@@ -18,6 +18,8 @@
 //! | [`session`] | who is attached, and in which role |
 //! | [`memory`] | what a driver has registered |
 //! | [`streaming`] | bounced buffers: directions, copies, lengths |
+//! | [`direct`] | registered memory in the IOTLB without a bounce |
+//! | [`space`] | where direct mappings may lie |
 //! | [`coherent`] | shared memory without copies |
 //! | [`batch`] | all of a request, or each entry for itself |
 //! | [`limits`] | everything that a client can make grow |
@@ -28,6 +30,7 @@ pub mod alloc;
 pub mod aperture;
 pub mod batch;
 pub mod coherent;
+pub mod direct;
 pub mod domain;
 pub mod iotlb;
 pub mod layout;
@@ -37,6 +40,7 @@ pub mod memory;
 pub mod perm;
 pub mod region;
 pub mod session;
+pub mod space;
 pub mod streaming;
 
 pub use addr::{Granule, Iova, IovaRange};

@@ -12,12 +12,19 @@ pub const SESSIONS_PER_DOMAIN: u32 = 512;
 pub const MAPPINGS_PER_DOMAIN: u32 = 65_536;
 /// Memories registered in one domain; each holds one fd of the daemon.
 pub const MEMORIES_PER_DOMAIN: u32 = 1024;
-/// What an owner may raise the three above to.
+/// Direct mappings of one domain: a table of 10^5 entries, which other services
+/// cannot hold, needs no permission first.
+pub const DIRECT_PER_DOMAIN: u32 = 1 << 17;
+/// What an owner may raise the four above to.
 pub const SESSIONS_PER_DOMAIN_MOST: u32 = 4096;
 /// See [`SESSIONS_PER_DOMAIN_MOST`].
 pub const MAPPINGS_PER_DOMAIN_MOST: u32 = 1 << 20;
 /// See [`SESSIONS_PER_DOMAIN_MOST`].
 pub const MEMORIES_PER_DOMAIN_MOST: u32 = 4096;
+/// See [`SESSIONS_PER_DOMAIN_MOST`].
+pub const DIRECT_PER_DOMAIN_MOST: u32 = 1 << 20;
+/// Pieces of one translation.
+pub const TRANSLATE_PIECES: usize = 16_384;
 /// Entries of one batch.
 pub const BATCH_ENTRIES: usize = 1024;
 /// Connections to the fd socket from one user, attached or not.
@@ -42,6 +49,8 @@ pub struct Quotas {
     pub mappings: u32,
     /// Registered memories.
     pub memories: u32,
+    /// Direct mappings.
+    pub direct: u32,
 }
 
 impl Default for Quotas {
@@ -50,6 +59,7 @@ impl Default for Quotas {
             sessions: SESSIONS_PER_DOMAIN,
             mappings: MAPPINGS_PER_DOMAIN,
             memories: MEMORIES_PER_DOMAIN,
+            direct: DIRECT_PER_DOMAIN,
         }
     }
 }
@@ -63,6 +73,8 @@ pub enum Quota {
     Mappings,
     /// [`Quotas::memories`].
     Memories,
+    /// [`Quotas::direct`].
+    Direct,
 }
 
 impl fmt::Display for Quota {
@@ -71,6 +83,7 @@ impl fmt::Display for Quota {
             Quota::Sessions => "sessions",
             Quota::Mappings => "mappings",
             Quota::Memories => "memories",
+            Quota::Direct => "direct mappings",
         })
     }
 }
@@ -105,6 +118,7 @@ impl Quotas {
             Quota::Sessions => self.sessions,
             Quota::Mappings => self.mappings,
             Quota::Memories => self.memories,
+            Quota::Direct => self.direct,
         }
     }
 }

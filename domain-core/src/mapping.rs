@@ -69,6 +69,8 @@ pub(crate) struct Held {
     /// Syncs that are copying right now. While there are any, the granules
     /// stay taken.
     pub(crate) syncs: u32,
+    /// The reset of the bounce aperture that it was made after.
+    pub(crate) epoch: u64,
     pub(crate) kind: HeldKind,
 }
 
@@ -102,16 +104,21 @@ impl Held {
 
     pub(crate) fn view(&self) -> MappingView {
         MappingView {
-            id: self.id,
+            id: Some(self.id),
             owner: self.owner,
             visible: self.visible,
             perm: self.perm(),
             phase: self.phase,
-            streaming: self.bounce().map(|bounce| StreamingView {
-                direction: bounce.direction,
-                memory: bounce.memory_id,
-                offset: bounce.file_offset,
-            }),
+            kind: match &self.kind {
+                HeldKind::Streaming(bounce) => ViewKind::Streaming {
+                    direction: bounce.direction,
+                    source: Source {
+                        memory: bounce.memory_id,
+                        offset: bounce.file_offset,
+                    },
+                },
+                HeldKind::Coherent => ViewKind::Coherent,
+            },
         }
     }
 }
@@ -119,8 +126,8 @@ impl Held {
 /// One mapping as others see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MappingView {
-    /// Its name.
-    pub id: MappingId,
+    /// Its name; a direct mapping has none.
+    pub id: Option<MappingId>,
     /// Who holds it; `None`: the domain.
     pub owner: Option<SessionId>,
     /// What is visible.
@@ -129,46 +136,100 @@ pub struct MappingView {
     pub perm: Perm,
     /// Where it is in its life.
     pub phase: Phase,
-    /// Where its bytes come from; `None` for a coherent allocation.
-    pub streaming: Option<StreamingView>,
+    /// What it is.
+    pub kind: ViewKind,
 }
 
 impl MappingView {
-    /// The aperture it lies in.
+    /// The registered memory behind it.
     #[must_use]
-    pub fn aperture(&self) -> ApertureKind {
-        match self.streaming {
-            Some(_) => ApertureKind::Bounce,
-            None => ApertureKind::Coherent,
+    pub fn source(&self) -> Option<Source> {
+        match self.kind {
+            ViewKind::Streaming { source, .. } | ViewKind::Direct { source } => Some(source),
+            ViewKind::Coherent => None,
         }
     }
 }
 
-/// The driver's end of a streaming mapping.
+/// What a mapping is, and where its bytes come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamingView {
-    /// Which way bytes travel.
-    pub direction: Direction,
-    /// The driver's memory.
+pub enum ViewKind {
+    /// A bounced buffer.
+    Streaming {
+        /// Which way bytes travel.
+        direction: Direction,
+        /// The driver's end.
+        source: Source,
+    },
+    /// A coherent allocation.
+    Coherent,
+    /// Registered memory, without a bounce.
+    Direct {
+        /// The memory.
+        source: Source,
+    },
+}
+
+/// A place in registered memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The memory.
     pub memory: MemoryId,
-    /// Where the buffer begins in it.
+    /// Where in it, in bytes.
     pub offset: u64,
 }
 
-/// Which mappings to list.
+/// A kind of mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MappingKind {
+    /// [`ViewKind::Streaming`].
+    Streaming,
+    /// [`ViewKind::Coherent`].
+    Coherent,
+    /// [`ViewKind::Direct`].
+    Direct,
+}
+
+impl ViewKind {
+    /// Without the details.
+    #[must_use]
+    pub const fn kind(&self) -> MappingKind {
+        match self {
+            ViewKind::Streaming { .. } => MappingKind::Streaming,
+            ViewKind::Coherent => MappingKind::Coherent,
+            ViewKind::Direct { .. } => MappingKind::Direct,
+        }
+    }
+}
+
+/// Which mappings to list; what is `None` asks for nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MappingFilter {
     /// Only what this session holds.
     pub owner: Option<SessionId>,
-    /// Only what lies in this aperture.
-    pub aperture: Option<ApertureKind>,
+    /// Only mappings of this kind.
+    pub kind: Option<MappingKind>,
+    /// Only what leads to this memory.
+    pub memory: Option<MemoryId>,
+    /// Only what shows this byte of its memory.
+    pub memory_offset: Option<u64>,
+    /// Only what overlaps this range.
+    pub range: Option<IovaRange>,
 }
 
 impl MappingFilter {
-    pub(crate) fn admits(&self, held: &Held) -> bool {
-        self.owner.is_none_or(|owner| held.owner == Some(owner))
+    pub(crate) fn admits(&self, view: &MappingView) -> bool {
+        let source = view.source();
+        let shows = |offset: u64| {
+            let skipped = source.and_then(|source| offset.checked_sub(source.offset));
+            skipped.is_some_and(|skipped| u128::from(skipped) < view.visible.bytes())
+        };
+        self.owner.is_none_or(|owner| view.owner == Some(owner))
+            && self.kind.is_none_or(|kind| view.kind.kind() == kind)
             && self
-                .aperture
-                .is_none_or(|aperture| held.aperture() == aperture)
+                .memory
+                .is_none_or(|memory| source.is_some_and(|source| source.memory == memory))
+            && self.memory_offset.is_none_or(shows)
+            && self.range.is_none_or(|range| range.overlaps(view.visible))
     }
 }

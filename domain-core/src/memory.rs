@@ -1,8 +1,10 @@
-//! Memory that a driver has registered: the source and target of bounces.
+//! Memory that a driver has registered: what is bounced from and to, and what is
+//! mapped directly.
 
 use std::fmt;
 use std::sync::Arc;
 
+use crate::iotlb::RegionId;
 use crate::limits::QuotaExceeded;
 use crate::region::ClientMemory;
 use crate::session::{Denied, SessionId};
@@ -34,11 +36,16 @@ impl fmt::Display for MemoryId {
 /// One registration.
 #[derive(Debug)]
 pub(crate) struct Registered {
-    pub(crate) owner: SessionId,
+    /// `None`: it belongs to the domain.
+    pub(crate) owner: Option<SessionId>,
     /// Shared with the copies that are under way.
     pub(crate) memory: Arc<ClientMemory>,
     /// Streaming mappings that use it.
     pub(crate) mappings: u64,
+    /// Direct mappings that use it.
+    pub(crate) direct: u64,
+    /// Its number in the IOTLB, which another memory has when this one is gone.
+    pub(crate) region: RegionId,
 }
 
 /// One registration as others see it.
@@ -46,8 +53,8 @@ pub(crate) struct Registered {
 pub struct MemoryView {
     /// Its name.
     pub id: MemoryId,
-    /// Who registered it.
-    pub owner: SessionId,
+    /// Who registered it; `None`: it belongs to the domain.
+    pub owner: Option<SessionId>,
     /// Size in bytes when it was registered.
     pub size_bytes: u64,
     /// Bytes may be copied back into it.
@@ -56,6 +63,8 @@ pub struct MemoryView {
     pub hugetlb: bool,
     /// Streaming mappings that use it.
     pub mappings: u64,
+    /// Direct mappings that use it.
+    pub direct: u64,
 }
 
 /// Why memory was not registered. Nothing is kept of it.
@@ -76,8 +85,12 @@ pub enum UnregisterError {
     Denied(#[from] Denied),
     #[error(transparent)]
     Missing(#[from] MemoryMissing),
-    #[error("memory {id} is used by {mappings} mappings")]
-    InUse { id: MemoryId, mappings: u64 },
+    #[error("memory {id} is used by {mappings} streaming and {direct} direct mappings")]
+    InUse {
+        id: MemoryId,
+        mappings: u64,
+        direct: u64,
+    },
 }
 
 /// Why a memory id leads nowhere for this session.

@@ -56,6 +56,8 @@ pub enum Denied {
     DomainClosed,
     #[error("session {session} has ended")]
     SessionEnded { session: SessionId },
+    #[error("the bounce aperture was reset meanwhile")]
+    BounceReset,
     #[error("session {session} is attached as {role}, this is for DRIVER")]
     WrongRole { session: SessionId, role: Role },
 }

@@ -7,6 +7,7 @@
 //! stops half way (an error, a panic) drops a guard that undoes what it had
 //! reached.
 
+mod direct;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -17,19 +18,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::state::{DrainJob, State};
 use self::transit::{Draining, Reservation, Syncing};
-use crate::addr::{Iova, IovaRange};
+use crate::addr::Iova;
 use crate::alloc::IovaAllocator;
-use crate::aperture::Aperture;
+use crate::aperture::{Aperture, ScrubWith};
 use crate::batch::{BatchMode, BatchResult, advance, settle};
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
-use crate::iotlb::{Entry, Iotlb, Piece, TranslateError};
+use crate::iotlb::Iotlb;
 use crate::layout::{ApertureKind, Layout};
 use crate::limits::{Quota, QuotaExceeded, Quotas};
-use crate::mapping::{Held, MappingFilter, MappingId, MappingView};
+use crate::mapping::{MappingFilter, MappingId, MappingView};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
-use crate::perm::Perm;
 use crate::region::{ClientMemory, RegionError};
 use crate::session::{Attached, Holdings, JoinError, Role, SessionId};
+use crate::space::{RestrictionError, Restrictions, Space};
 use crate::streaming::{MapError, MapSpec, Mapped, SyncError, SyncSpec, UnmapError, UnmapSpec};
 
 /// When bounce memory is zeroed.
@@ -40,6 +41,27 @@ pub enum Scrub {
     OnMap,
     /// Also when it is freed.
     OnUnmap,
+}
+
+/// What of a domain may be changed while it lives.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// How much there may be.
+    pub quotas: Quotas,
+    /// When bounce memory is zeroed.
+    pub scrub: Scrub,
+    /// Where direct mappings may lie.
+    pub restrictions: Restrictions,
+}
+
+/// Why settings were not changed, none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum UpdateError {
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
+    #[error(transparent)]
+    Restriction(#[from] RestrictionError),
 }
 
 /// One IOVA domain: address plan, memory, and who holds what of it.
@@ -66,12 +88,28 @@ pub struct Usage {
     pub coherent: usize,
     /// Registered memories.
     pub memories: usize,
+    /// Direct mappings.
+    pub direct: usize,
+    /// Bytes of the IOTLB's page table.
+    pub table_bytes: u64,
+    /// Generation in which the direct table became what it is.
+    pub direct_generation: u64,
     /// Bytes of the bounce aperture.
     pub bounce: Occupancy,
     /// Bytes of the coherent aperture.
     pub coherent_aperture: Occupancy,
     /// Number of the IOTLB's state.
     pub generation: u64,
+}
+
+/// Why a domain was not created.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum CreateError {
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    #[error(transparent)]
+    Restriction(#[from] RestrictionError),
 }
 
 /// How full an aperture is. All zero if there is none.
@@ -87,7 +125,7 @@ pub struct Occupancy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the domain is in use: {sessions} sessions, {streaming} streaming mappings, \
-     {coherent} coherent allocations, {memories} registered memories"
+     {coherent} coherent allocations, {direct} direct mappings, {memories} registered memories"
 )]
 pub struct InUse {
     /// Attached sessions.
@@ -96,6 +134,8 @@ pub struct InUse {
     pub streaming: usize,
     /// Coherent allocations.
     pub coherent: usize,
+    /// Direct mappings.
+    pub direct: usize,
     /// Registered memories.
     pub memories: usize,
 }
@@ -113,17 +153,25 @@ impl Domain {
     /// Creates a domain and all its memory.
     ///
     /// # Errors
-    /// [`RegionError`] if the memory is not to be had; nothing is left behind.
+    /// [`CreateError`] if the memory is not to be had, or for a reserved range
+    /// over an aperture; nothing is left behind.
     pub fn create(
         name: &str,
         layout: Layout,
-        quotas: Quotas,
-        scrub: Scrub,
-    ) -> Result<Domain, RegionError> {
+        settings: Settings,
+        scrub_with: ScrubWith,
+    ) -> Result<Domain, CreateError> {
+        let Settings {
+            quotas,
+            scrub,
+            restrictions,
+        } = settings;
+        let mut space = Space::new(&layout, Restrictions::default());
+        space.restrict(restrictions, std::iter::empty())?;
         let aperture = |kind| {
             let range = layout.aperture(kind);
             range
-                .map(|range| Aperture::create(name, kind, range, layout.backing()))
+                .map(|range| Aperture::create(name, kind, range, layout.backing(), scrub_with))
                 .transpose()
         };
         let iovas = |kind| {
@@ -144,6 +192,10 @@ impl Domain {
                 held: BTreeMap::new(),
                 sessions: BTreeMap::new(),
                 memories: BTreeMap::new(),
+                slots: Vec::new(),
+                space,
+                direct_generation: 0,
+                bounce_epoch: 0,
                 next_mapping: 1,
                 next_memory: 1,
             }),
@@ -177,6 +229,11 @@ impl Domain {
     /// operator must be able to see the others.
     fn look(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_poisoned(&self) -> bool {
+        let mut apertures = self.bounce.iter().chain(&self.coherent);
+        apertures.any(Aperture::is_poisoned)
     }
 
     fn held_aperture(&self, kind: ApertureKind) -> &Aperture {
@@ -225,10 +282,11 @@ impl Domain {
                 .into_iter()
                 .filter(|at| state.abandon(*at))
                 .collect();
+            state.drop_direct(&attached.memories);
             let memories: Vec<_> = attached
                 .memories
                 .iter()
-                .filter_map(|id| state.memories.remove(id))
+                .filter_map(|id| state.forget_memory(*id))
                 .collect();
             (abandoned, memories)
         };
@@ -237,7 +295,8 @@ impl Domain {
         self.give_back(&abandoned, true);
     }
 
-    /// Takes a client's memory into the domain.
+    /// Takes a client's memory into the domain. If it is persistent it belongs
+    /// to the domain, and stays when the session ends.
     ///
     /// # Errors
     /// [`RegisterError`]; the memory is dropped.
@@ -245,6 +304,7 @@ impl Domain {
         &self,
         session: SessionId,
         memory: ClientMemory,
+        persistent: bool,
     ) -> Result<MemoryId, RegisterError> {
         // Declared first, dropped last: a refused file is closed outside the lock.
         let memory = Arc::new(memory);
@@ -253,15 +313,17 @@ impl Domain {
         state.quotas.admit(Quota::Memories, state.memories.len())?;
         let id = MemoryId::new(state.next_memory);
         state.next_memory += 1;
-        state.memories.insert(
-            id,
-            Registered {
-                owner: session,
-                memory: Arc::clone(&memory),
-                mappings: 0,
-            },
-        );
-        state.attached(session).memories.insert(id);
+        let registered = Registered {
+            owner: (!persistent).then_some(session),
+            memory: Arc::clone(&memory),
+            mappings: 0,
+            direct: 0,
+            region: state.take_slot(id),
+        };
+        state.memories.insert(id, registered);
+        if !persistent {
+            state.attached(session).memories.insert(id);
+        }
         Ok(id)
     }
 
@@ -273,12 +335,18 @@ impl Domain {
         let removed = {
             let mut state = self.lock();
             state.driver(session)?;
-            let mappings = state.memory_of(session, id)?.mappings;
-            if mappings > 0 {
-                return Err(UnregisterError::InUse { id, mappings });
+            let &Registered {
+                mappings, direct, ..
+            } = state.memory_of(session, id)?;
+            if mappings + direct > 0 {
+                return Err(UnregisterError::InUse {
+                    id,
+                    mappings,
+                    direct,
+                });
             }
             state.attached(session).memories.remove(&id);
-            state.memories.remove(&id)
+            state.forget_memory(id)
         };
         drop(removed);
         Ok(())
@@ -297,15 +365,17 @@ impl Domain {
             sessions,
             streaming,
             coherent,
+            direct,
             memories,
             ..
         } = state.usage();
-        let unused = sessions + streaming + coherent + memories == 0;
+        let unused = sessions + streaming + coherent + direct + memories == 0;
         if how == Close::IfUnused && !unused {
             return Err(InUse {
                 sessions,
                 streaming,
                 coherent,
+                direct,
                 memories,
             });
         }
@@ -470,7 +540,7 @@ impl Domain {
     /// nothing in a domain that has failed: guards call this while a panic
     /// unwinds, and a second panic would end the process.
     fn give_back(&self, keys: &[Iova], scrub: bool) {
-        if scrub {
+        if scrub || self.is_poisoned() {
             let parts: Vec<_> = match self.state.lock() {
                 Ok(state) => keys
                     .iter()
@@ -479,7 +549,7 @@ impl Domain {
                 Err(_) => return,
             };
             for (kind, granules) in parts {
-                self.held_aperture(kind).zero(granules);
+                self.held_aperture(kind).scrub(granules);
             }
         }
         let Ok(mut state) = self.state.lock() else {
@@ -582,14 +652,23 @@ impl Domain {
     pub fn mappings(&self, filter: MappingFilter, from: Iova, max: usize) -> Vec<MappingView> {
         // Records stand under their first granule, which may begin before they do.
         let granule = Iova::new(from.get() - self.layout.granule().offset_in(from.get()));
+        let apertures = self.layout.apertures();
         let state = self.lock();
-        state
-            .held
-            .range(granule..)
-            .map(|(_, held)| held)
-            .filter(|held| held.visible.start() >= from && filter.admits(held))
+        let held = state.held.range(granule..).map(|(_, held)| held.view());
+        // Nothing direct lies between two that are held: these come all before
+        // or all behind.
+        let is_below = |view: &MappingView| apertures.is_none_or(|there| view.visible < there);
+        let direct = || {
+            let entries = state.iotlb.direct_from(from);
+            entries.map(|entry| state.direct_view(entry))
+        };
+        let below = direct().take_while(is_below);
+        let above = direct().skip_while(is_below);
+        below
+            .chain(held)
+            .chain(above)
+            .filter(|view| view.visible.start() >= from && filter.admits(view))
             .take(max)
-            .map(Held::view)
             .collect()
     }
 
@@ -604,59 +683,39 @@ impl Domain {
             writable: registered.memory.is_writable(),
             hugetlb: registered.memory.is_hugetlb(),
             mappings: registered.mappings,
+            direct: registered.direct,
         };
         state.memories.range(from..).take(max).map(view).collect()
     }
 
-    /// The lowest visible entry that overlaps `range`, whole.
+    /// Settings in force.
     #[must_use]
-    pub fn lookup(&self, range: IovaRange) -> Option<Entry> {
-        self.lock().iotlb.lookup(range).copied()
-    }
-
-    /// Pieces that together cover all of `range`.
-    ///
-    /// # Errors
-    /// [`TranslateError`] at the first hole or too small a permission.
-    pub fn translate(&self, range: IovaRange, want: Perm) -> Result<Vec<Piece>, TranslateError> {
-        self.lock().iotlb.translate(range, want)
-    }
-
-    /// Limits in force.
-    #[must_use]
-    pub fn quotas(&self) -> Quotas {
-        self.look().quotas
-    }
-
-    /// Scrubbing policy in force.
-    #[must_use]
-    pub fn scrub(&self) -> Scrub {
-        self.look().scrub
-    }
-
-    /// Changes limits and scrubbing policy to what `change` makes of those in
-    /// force, or neither.
-    ///
-    /// # Errors
-    /// [`QuotaExceeded`] for a quota below what is in use.
-    pub fn update(
-        &self,
-        change: impl FnOnce(Quotas, Scrub) -> (Quotas, Scrub),
-    ) -> Result<(), QuotaExceeded> {
-        let mut state = self.lock();
-        let (quotas, scrub) = change(state.quotas, state.scrub);
-        let uses = [
-            (Quota::Sessions, quotas.sessions, state.sessions.len()),
-            (Quota::Mappings, quotas.mappings, state.held.len()),
-            (Quota::Memories, quotas.memories, state.memories.len()),
-        ];
-        for (quota, limit, used) in uses {
-            if used > usize::try_from(limit).unwrap_or(usize::MAX) {
-                return Err(QuotaExceeded { quota, limit, used });
-            }
+    pub fn settings(&self) -> Settings {
+        let state = self.look();
+        Settings {
+            quotas: state.quotas,
+            scrub: state.scrub,
+            restrictions: state.space.restrictions().clone(),
         }
-        (state.quotas, state.scrub) = (quotas, scrub);
-        Ok(())
+    }
+
+    /// Changes the settings to what `change` makes of those in force, or none
+    /// of them.
+    ///
+    /// # Errors
+    /// What `change` says; [`UpdateError`] for a quota below what is in use and
+    /// for a reserved range over what is mapped.
+    pub fn update<E: From<UpdateError>>(
+        &self,
+        change: impl FnOnce(Settings) -> Result<Settings, E>,
+    ) -> Result<(), E> {
+        let mut state = self.lock();
+        let settings = change(Settings {
+            quotas: state.quotas,
+            scrub: state.scrub,
+            restrictions: state.space.restrictions().clone(),
+        })?;
+        Ok(state.apply(settings)?)
     }
 
     /// Checks everything that must always hold between two operations.

@@ -8,12 +8,16 @@ use super::{Occupancy, Scrub, Usage};
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::{AllocError, AllocRequest, IovaAllocator};
 use crate::coherent::{AllocCoherentError, CoherentSpec};
-use crate::iotlb::{Entry, Iotlb, Target};
+use crate::direct::Actor;
+use crate::iotlb::{Entry, Iotlb, RegionId, Target};
 use crate::layout::{ApertureKind, Layout};
 use crate::limits::{Quota, Quotas};
-use crate::mapping::{Held, HeldKind, MappingId, MappingMissing, Phase};
+use crate::mapping::{
+    Held, HeldKind, MappingId, MappingMissing, MappingView, Phase, Source, ViewKind,
+};
 use crate::memory::{MemoryId, MemoryMissing, Registered};
 use crate::session::{Attached, Denied, Role, SessionId};
+use crate::space::Space;
 use crate::streaming::{
     Bounce, MapError, MapSpec, Part, SyncError, SyncSpec, UnmapError, UnmapSpec,
 };
@@ -31,6 +35,14 @@ pub(super) struct State {
     pub(super) held: BTreeMap<Iova, Held>,
     pub(super) sessions: BTreeMap<SessionId, Attached>,
     pub(super) memories: BTreeMap<MemoryId, Registered>,
+    /// Which memory has which number in the IOTLB.
+    pub(super) slots: Vec<Option<MemoryId>>,
+    /// Where direct mappings may lie.
+    pub(super) space: Space,
+    /// Generation in which the direct table became what it is.
+    pub(super) direct_generation: u64,
+    /// Resets of the bounce aperture so far.
+    pub(super) bounce_epoch: u64,
     pub(super) next_mapping: u64,
     pub(super) next_memory: u64,
 }
@@ -77,6 +89,15 @@ impl State {
         }
     }
 
+    /// May this actor change something?
+    pub(super) fn may_act(&self, actor: Actor) -> Result<(), Denied> {
+        match actor {
+            Actor::Session(session) => self.driver(session),
+            Actor::Owner if self.closed => Err(Denied::DomainClosed),
+            Actor::Owner => Ok(()),
+        }
+    }
+
     pub(super) fn attached(&mut self, session: SessionId) -> &mut Attached {
         self.sessions
             .get_mut(&session)
@@ -101,14 +122,67 @@ impl State {
         session: SessionId,
         id: MemoryId,
     ) -> Result<&Registered, MemoryMissing> {
+        self.memory_for(Actor::Session(session), id)
+    }
+
+    /// A memory that this actor may use.
+    pub(super) fn memory_for(
+        &self,
+        actor: Actor,
+        id: MemoryId,
+    ) -> Result<&Registered, MemoryMissing> {
         let registered = self
             .memories
             .get(&id)
             .ok_or(MemoryMissing::NoSuchMemory { id })?;
-        if registered.owner != session {
+        if !is_in_reach(actor, registered.owner) {
             return Err(MemoryMissing::NotYours { id });
         }
         Ok(registered)
+    }
+
+    /// A number in the IOTLB that no memory has.
+    pub(super) fn take_slot(&mut self, id: MemoryId) -> RegionId {
+        let free = self.slots.iter().position(Option::is_none);
+        let slot = free.unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[slot] = Some(id);
+        RegionId::memory_slot(u32::try_from(slot).expect("the quota of memories is far below"))
+    }
+
+    /// Takes a registration out. The record is for the caller to drop, without
+    /// the lock.
+    pub(super) fn forget_memory(&mut self, id: MemoryId) -> Option<Registered> {
+        let registered = self.memories.remove(&id)?;
+        let slot = registered.region.slot().expect("a memory's number") as usize;
+        self.slots[slot] = None;
+        Some(registered)
+    }
+
+    /// What a direct entry of the IOTLB looks like to others.
+    pub(super) fn direct_view(&self, entry: &Entry) -> MappingView {
+        let memory = self.memory_behind(entry.target.region);
+        MappingView {
+            id: None,
+            owner: self.memories[&memory].owner,
+            visible: entry.range,
+            perm: entry.perm,
+            phase: Phase::Live,
+            kind: ViewKind::Direct {
+                source: Source {
+                    memory,
+                    offset: entry.target.offset_bytes,
+                },
+            },
+        }
+    }
+
+    /// The memory that a direct entry leads to.
+    pub(super) fn memory_behind(&self, region: RegionId) -> MemoryId {
+        let slot = region.slot().expect("a direct entry leads to a memory") as usize;
+        self.slots[slot].expect("a memory that is mapped is registered")
     }
 
     /// The live streaming mapping of that name.
@@ -282,6 +356,7 @@ impl State {
             granules,
             phase: Phase::Reserved,
             syncs: 0,
+            epoch: self.bounce_epoch,
             kind,
         };
         self.held.insert(granules.start(), held);
@@ -300,6 +375,9 @@ impl State {
         {
             return Err(Denied::SessionEnded { session });
         }
+        if held.bounce().is_some() && held.epoch != self.bounce_epoch {
+            return Err(Denied::BounceReset);
+        }
         let aperture = layout
             .aperture(held.aperture())
             .expect("what is held lies in an aperture");
@@ -311,7 +389,7 @@ impl State {
         let entry = Entry {
             range: held.visible,
             target: Target {
-                region: held.aperture(),
+                region: held.aperture().into(),
                 offset_bytes,
             },
             perm: held.perm(),
@@ -416,6 +494,9 @@ impl State {
             streaming: live(&self.bounce_iovas),
             coherent: live(&self.coherent_iovas),
             memories: self.memories.len(),
+            direct: self.iotlb.direct_len(),
+            table_bytes: self.iotlb.bytes(),
+            direct_generation: self.direct_generation,
             bounce: occupancy(&self.bounce_iovas),
             coherent_aperture: occupancy(&self.coherent_iovas),
             generation: self.iotlb.generation(),
@@ -445,10 +526,15 @@ impl State {
             .values()
             .filter(|held| held.phase == Phase::Live)
             .map(|held| held.visible);
+        let bounced = self
+            .iotlb
+            .entries()
+            .filter(|entry| entry.target.region.slot().is_none());
         assert!(
-            live.eq(self.iotlb.entries().map(|entry| entry.range)),
+            live.eq(bounced.map(|entry| entry.range)),
             "visible is exactly what is live"
         );
+        self.check_direct();
         for (at, held) in &self.held {
             assert_eq!(
                 *at,
@@ -480,7 +566,8 @@ impl State {
             .values()
             .map(|attached| attached.memories.len())
             .sum();
-        assert_eq!(known, self.memories.len(), "every memory counts once");
+        let owned = self.memories.values().filter(|m| m.owner.is_some());
+        assert_eq!(known, owned.count(), "every memory counts once");
         for (id, registered) in &self.memories {
             let used = self
                 .held
@@ -491,11 +578,41 @@ impl State {
                 registered.mappings, used as u64,
                 "memory {id} knows its mappings"
             );
-            let owner = self.sessions.get(&registered.owner);
+            let owner = registered.owner.map(|owner| &self.sessions[&owner]);
             assert!(
-                owner.is_some_and(|owner| owner.memories.contains(id)),
+                owner.is_none_or(|owner| owner.memories.contains(id)),
                 "memory {id} has its owner"
             );
         }
+    }
+
+    fn check_direct(&self) {
+        let entries = || self.iotlb.direct_from(Iova::new(0));
+        self.space
+            .check_invariants(entries().map(|entry| entry.range));
+        for (id, registered) in &self.memories {
+            let used = entries().filter(|entry| entry.target.region == registered.region);
+            assert_eq!(
+                registered.direct,
+                used.count() as u64,
+                "memory {id} knows its direct mappings"
+            );
+            let slot = registered.region.slot().expect("a memory's number") as usize;
+            assert_eq!(self.slots[slot], Some(*id), "memory {id} has its number");
+        }
+        let numbered = self.slots.iter().flatten().count();
+        assert_eq!(numbered, self.memories.len(), "every number has its memory");
+        for entry in entries() {
+            let placed = self.space.check(entry.range);
+            assert_eq!(placed, Ok(()), "{:?} lies where it may", entry.range);
+        }
+    }
+}
+
+/// May this actor use and end what belongs to this owner?
+pub(super) fn is_in_reach(actor: Actor, owner: Option<SessionId>) -> bool {
+    match actor {
+        Actor::Session(session) => owner.is_none_or(|owner| owner == session),
+        Actor::Owner => true,
     }
 }

@@ -1,0 +1,565 @@
+//! Direct mappings of a domain: entered, removed, replaced, translated.
+//!
+//! Nothing here copies, so every decision is whole when the lock is let go.
+//! What can be checked without the lock (a table of 10^5 entries) is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::state::{State, is_in_reach};
+use super::{Domain, Settings, UpdateError};
+use crate::addr::{Granule, Iova, IovaRange};
+use crate::batch::{BatchError, BatchMode, BatchResult};
+use crate::direct::{
+    Actor, DirectMapping, DirectSpec, MapDirectError, MemoryFacts, Placement, Removed, SetMapError,
+    TableSet, UnmapDirectError,
+};
+use crate::iotlb::{DirectTable, Entry, InsertError, RegionId, TranslateError};
+use crate::layout::ApertureKind;
+use crate::limits::{Quota, QuotaExceeded, TRANSLATE_PIECES};
+use crate::mapping::{MappingView, Phase};
+use crate::memory::{MemoryId, MemoryMissing};
+use crate::perm::Perm;
+use crate::space::Restrictions;
+
+/// Above this many changes the free runs are made anew rather than one by one.
+const REFILL_ABOVE: usize = 256;
+
+/// What a part of a range leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// Which addresses.
+    pub range: IovaRange,
+    /// Where their bytes are.
+    pub behind: Behind,
+    /// Where `range` begins there, in bytes.
+    pub offset: u64,
+    /// What the mapping allows.
+    pub perm: Perm,
+}
+
+/// Memory that a mapping leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// That of an aperture.
+    Aperture(ApertureKind),
+    /// Registered memory.
+    Memory(MemoryId),
+}
+
+/// Why a range was not translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum TranslationError {
+    #[error(transparent)]
+    Translate(#[from] TranslateError),
+    #[error("{range} has more than {most} pieces")]
+    TooManyPieces { range: IovaRange, most: usize },
+}
+
+/// Why the bounce aperture was not reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum ResetError {
+    #[error(transparent)]
+    Denied(#[from] crate::session::Denied),
+    #[error("the domain has no bounce aperture")]
+    NoAperture,
+    #[error("drivers hold {streaming} streaming mappings")]
+    InUse { streaming: usize },
+}
+
+impl Domain {
+    /// Enters registered memory without a bounce.
+    ///
+    /// # Errors
+    /// The first refused entry of an all-or-nothing batch; then nothing is
+    /// changed.
+    pub fn map_direct(
+        &self,
+        actor: Actor,
+        specs: &[DirectSpec],
+        mode: BatchMode,
+    ) -> BatchResult<DirectMapping, MapDirectError> {
+        let mut state = self.lock();
+        let before = state.direct_generation;
+        let mut results: Vec<Result<DirectMapping, MapDirectError>> =
+            Vec::with_capacity(specs.len());
+        for (index, spec) in specs.iter().enumerate() {
+            let granule = self.layout.granule();
+            let entered = state.map_direct(granule, actor, spec);
+            let entered = entered.map_err(|error| blame_entry(error, &results));
+            match entered {
+                Err(error) if mode == BatchMode::AllOrNothing => {
+                    for mapping in results.iter().flatten().rev() {
+                        state.remove_direct(mapping.range.start());
+                    }
+                    state.direct_generation = before;
+                    return Err(BatchError { index, error });
+                }
+                entered => results.push(entered),
+            }
+        }
+        Ok(results)
+    }
+
+    /// Removes every direct mapping that lies inside one of the ranges.
+    ///
+    /// # Errors
+    /// [`UnmapDirectError`]; nothing is removed.
+    pub fn unmap_direct(
+        &self,
+        actor: Actor,
+        ranges: &[IovaRange],
+    ) -> Result<Removed, UnmapDirectError> {
+        let ranges = disjoint(ranges)?;
+        let mut state = self.lock();
+        state.may_act(actor)?;
+        let mut doomed = Vec::new();
+        for &range in &ranges {
+            doomed.extend(state.inside(range, self.layout.limit())?);
+        }
+        state.remove_all(actor, &doomed)
+    }
+
+    /// Removes every direct mapping that overlaps one of the ranges, whole
+    /// mappings.
+    ///
+    /// # Errors
+    /// [`UnmapDirectError`] for another session's mapping; nothing is removed.
+    pub fn clear_map(
+        &self,
+        actor: Actor,
+        ranges: &[IovaRange],
+    ) -> Result<Removed, UnmapDirectError> {
+        let mut state = self.lock();
+        state.may_act(actor)?;
+        // By start: a mapping that several ranges touch goes once.
+        let mut doomed = BTreeMap::new();
+        for range in ranges {
+            let hit = state.iotlb.direct_from(range.start());
+            let hit = hit.take_while(|entry| entry.range.overlaps(*range));
+            doomed.extend(hit.map(|entry| (entry.range.start(), *entry)));
+        }
+        let doomed: Vec<_> = doomed.into_values().collect();
+        state.remove_all(actor, &doomed)
+    }
+
+    /// Replaces the direct table; nobody sees a mixture.
+    ///
+    /// # Errors
+    /// [`SetMapError`]; the old table stays.
+    pub fn set_map(
+        &self,
+        actor: Actor,
+        mappings: &[DirectMapping],
+        expected_generation: Option<u64>,
+    ) -> Result<TableSet, SetMapError> {
+        let memories = self.lock().facts(actor, mappings, expected_generation)?;
+        let granule = self.layout.granule();
+        let entries = mappings
+            .iter()
+            .map(|mapping| mapping.check(granule, &memories))
+            .enumerate()
+            .map(|(index, entry)| entry.map_err(|error| SetMapError::Entry { index, error }));
+        let table = DirectTable::build(entries.collect::<Result<_, _>>()?)?;
+        let mut state = self.lock();
+        // Anything may have happened since.
+        state.check_table(actor, mappings, expected_generation)?;
+        state.replace_direct(table)
+    }
+
+    /// Ends all streaming mappings, without copying back, and zeroes the bounce
+    /// aperture. Answers how many there were. A Map that is under way is refused
+    /// at its end.
+    ///
+    /// # Errors
+    /// [`ResetError`]; nothing is changed.
+    pub fn reset_bounce(&self, actor: Actor, force: bool) -> Result<usize, ResetError> {
+        let bounce = self.bounce.as_ref().ok_or(ResetError::NoAperture)?;
+        let (ended, abandoned) = self.lock().end_streaming(actor, force)?;
+        for chunk in abandoned.chunks(REFILL_ABOVE) {
+            self.give_back(chunk, true);
+        }
+        let mut next = Some(bounce.range().start());
+        while let Some(from) = next {
+            next = self.scrub_free_from(from);
+        }
+        Ok(ended)
+    }
+
+    /// Overwrites the beginning of the first free run from `from` on; answers
+    /// where to go on. Under the lock, so that nobody is given it meanwhile and
+    /// nobody is refused for it, and little enough that nobody waits long.
+    fn scrub_free_from(&self, from: Iova) -> Option<Iova> {
+        const STEP_BYTES: u64 = 64 << 10;
+        let mut state = self.lock();
+        let run = state.bounce_iovas.as_mut()?.free_from(from)?;
+        let step = STEP_BYTES.max(self.layout.granule().bytes());
+        let part = IovaRange::from_len(run.start(), step)
+            .ok()
+            .filter(|part| run.contains(*part))
+            .unwrap_or(run);
+        self.held_aperture(ApertureKind::Bounce).scrub(part);
+        part.last().checked_add(1)
+    }
+
+    /// The lowest mapping that is visible in `range`, whole.
+    #[must_use]
+    pub fn lookup(&self, range: IovaRange) -> Option<MappingView> {
+        let state = self.lock();
+        let entry = state.iotlb.lookup(range)?;
+        if entry.target.region.slot().is_some() {
+            return Some(state.direct_view(entry));
+        }
+        let (_, held) = state.held.range(..=entry.range.start()).next_back()?;
+        debug_assert_eq!((held.visible, held.phase), (entry.range, Phase::Live));
+        Some(held.view())
+    }
+
+    /// Pieces that together cover all of `range`, and the generation they
+    /// belong to.
+    ///
+    /// # Errors
+    /// [`TranslationError`] at the first hole, at too small a permission, and
+    /// for too many pieces; then no piece is given.
+    pub fn translate(
+        &self,
+        range: IovaRange,
+        want: Perm,
+    ) -> Result<(Vec<Translated>, u64), TranslationError> {
+        let state = self.lock();
+        let pieces = state.iotlb.translate(range, want)?;
+        if pieces.len() > TRANSLATE_PIECES {
+            return Err(TranslationError::TooManyPieces {
+                range,
+                most: TRANSLATE_PIECES,
+            });
+        }
+        let translated = |piece: &Entry| Translated {
+            range: piece.range,
+            behind: state.behind(piece.target.region),
+            offset: piece.target.offset_bytes,
+            perm: piece.perm,
+        };
+        let pieces = pieces.iter().map(translated).collect();
+        Ok((pieces, state.iotlb.generation()))
+    }
+
+    /// Where direct mappings may lie: the space up to its limit without
+    /// apertures and reserved ranges, mapped or not, by address.
+    #[must_use]
+    pub fn direct_ranges(&self) -> Vec<IovaRange> {
+        self.look().space.ranges()
+    }
+}
+
+impl State {
+    fn map_direct(
+        &mut self,
+        granule: Granule,
+        actor: Actor,
+        spec: &DirectSpec,
+    ) -> Result<DirectMapping, MapDirectError> {
+        self.may_act(actor)?;
+        let fixed = spec.check(granule)?;
+        let registered = self.memory_for(actor, spec.memory)?;
+        let facts = MemoryFacts {
+            region: registered.region,
+            memory: Arc::clone(&registered.memory),
+        };
+        // A place for the checks that need none yet.
+        let anywhere = IovaRange::from_len(Iova::new(0), spec.len_bytes)?;
+        let mut mapping = DirectMapping {
+            range: fixed.unwrap_or(anywhere),
+            memory: spec.memory,
+            offset: spec.offset,
+            perm: spec.perm,
+        };
+        facts.entry(&mapping, spec.len_bytes)?;
+        self.quotas.admit(Quota::Direct, self.iotlb.direct_len())?;
+        mapping.range = match (fixed, spec.placement) {
+            (None, Placement::Anywhere { align_bytes, limit }) => {
+                self.space.place(spec.len_bytes, align_bytes, limit)?
+            }
+            _ => mapping.range,
+        };
+        self.space.check(mapping.range)?;
+        let entry = facts.entry(&mapping, spec.len_bytes)?;
+        self.iotlb.insert(entry).map_err(|refused| match refused {
+            InsertError::Overlap(overlap) => MapDirectError::Overlap {
+                range: overlap.range,
+                hit: overlap.hit,
+            },
+            InsertError::NoRoom(no_room) => no_room.into(),
+        })?;
+        self.space.take(mapping.range);
+        self.count_direct(entry.target.region, 1);
+        self.direct_generation = self.iotlb.generation();
+        Ok(mapping)
+    }
+
+    /// Removes the direct mapping that starts there.
+    fn remove_direct(&mut self, start: Iova) {
+        let entry = self.iotlb.remove(start).expect("it was there");
+        self.space.give(entry.range);
+        self.count_direct(entry.target.region, -1);
+        self.direct_generation = self.iotlb.generation();
+    }
+
+    fn count_direct(&mut self, region: RegionId, change: i64) {
+        let id = self.memory_behind(region);
+        let registered = self.memories.get_mut(&id).expect("it is registered");
+        registered.direct = registered
+            .direct
+            .checked_add_signed(change)
+            .expect("a mapping counts once");
+    }
+
+    /// Direct mappings inside a range.
+    fn inside(&self, range: IovaRange, limit: Iova) -> Result<Vec<Entry>, UnmapDirectError> {
+        let hit = self.iotlb.direct_from(range.start());
+        let hit = hit.take_while(|entry| entry.range.overlaps(range));
+        let hit: Vec<_> = hit.copied().collect();
+        if let Some(cut) = hit.iter().find(|entry| !range.contains(entry.range)) {
+            let cut = cut.range;
+            return Err(UnmapDirectError::Cuts { range, cut });
+        }
+        let is_everything = range.start() == Iova::new(0) && range.last() >= limit;
+        if hit.is_empty() && !is_everything {
+            return Err(UnmapDirectError::NotMapped { range });
+        }
+        Ok(hit)
+    }
+
+    /// Removes them, if all of them are within reach.
+    fn remove_all(&mut self, actor: Actor, doomed: &[Entry]) -> Result<Removed, UnmapDirectError> {
+        let foreign = doomed.iter().find(|entry| !self.is_mine(actor, entry));
+        if let Some(Entry { range, .. }) = foreign {
+            return Err(UnmapDirectError::NotYours { range: *range });
+        }
+        for entry in doomed {
+            self.remove_direct(entry.range.start());
+        }
+        Ok(Removed::of(doomed.iter()))
+    }
+
+    fn is_mine(&self, actor: Actor, entry: &Entry) -> bool {
+        let memory = self.memory_behind(entry.target.region);
+        is_in_reach(actor, self.memories[&memory].owner)
+    }
+
+    /// Everything about the memories of a table.
+    fn facts(
+        &self,
+        actor: Actor,
+        mappings: &[DirectMapping],
+        expected_generation: Option<u64>,
+    ) -> Result<BTreeMap<MemoryId, Result<MemoryFacts, MemoryMissing>>, SetMapError> {
+        self.check_before_table(actor, mappings.len(), expected_generation)?;
+        let mut facts = BTreeMap::new();
+        for mapping in mappings {
+            facts.entry(mapping.memory).or_insert_with(|| {
+                let registered = self.memory_for(actor, mapping.memory)?;
+                Ok(MemoryFacts {
+                    region: registered.region,
+                    memory: Arc::clone(&registered.memory),
+                })
+            });
+        }
+        Ok(facts)
+    }
+
+    fn check_before_table(
+        &self,
+        actor: Actor,
+        asked: usize,
+        expected_generation: Option<u64>,
+    ) -> Result<(), SetMapError> {
+        self.may_act(actor)?;
+        let current = self.direct_generation;
+        if let Some(expected) = expected_generation.filter(|expected| *expected < current) {
+            return Err(SetMapError::Stale { expected, current });
+        }
+        let limit = self.quotas.direct;
+        if asked > usize::try_from(limit).unwrap_or(usize::MAX) {
+            return Err(SetMapError::TooMany { asked, limit });
+        }
+        let foreign = self
+            .memories
+            .values()
+            .any(|memory| memory.direct > 0 && !is_in_reach(actor, memory.owner));
+        let mut entries = self.iotlb.direct_from(Iova::new(0));
+        match entries.find(|entry| foreign && !self.is_mine(actor, entry)) {
+            Some(entry) => Err(SetMapError::NotYours { range: entry.range }),
+            None => Ok(()),
+        }
+    }
+
+    /// Is a table that was checked before still right?
+    fn check_table(
+        &self,
+        actor: Actor,
+        mappings: &[DirectMapping],
+        expected_generation: Option<u64>,
+    ) -> Result<(), SetMapError> {
+        self.check_before_table(actor, mappings.len(), expected_generation)?;
+        let mut known = None;
+        for (index, mapping) in mappings.iter().enumerate() {
+            let refuse = |error| SetMapError::Entry { index, error };
+            // Most entries lead to the same memory as the one before.
+            if known != Some(mapping.memory) {
+                let there = self.memory_for(actor, mapping.memory);
+                there.map_err(|missing| refuse(missing.into()))?;
+                known = Some(mapping.memory);
+            }
+            let placed = self.space.check(mapping.range);
+            placed.map_err(|error| refuse(error.into()))?;
+        }
+        Ok(())
+    }
+
+    fn replace_direct(&mut self, table: DirectTable) -> Result<TableSet, SetMapError> {
+        let replaced = self.iotlb.replace_direct(table)?;
+        let (added, removed) = (replaced.added.len(), replaced.removed.len());
+        let is_large = added + removed > REFILL_ABOVE;
+        for entry in &replaced.removed {
+            self.count_direct(entry.target.region, -1);
+            if !is_large {
+                self.space.give(entry.range);
+            }
+        }
+        for entry in &replaced.added {
+            self.count_direct(entry.target.region, 1);
+            if !is_large {
+                self.space.take(entry.range);
+            }
+        }
+        if is_large {
+            let entries = self.iotlb.direct_from(Iova::new(0));
+            self.space.refill(entries.map(|entry| entry.range));
+        }
+        if added + removed > 0 {
+            self.direct_generation = self.iotlb.generation();
+        }
+        Ok(TableSet {
+            generation: self.direct_generation,
+            added,
+            removed,
+        })
+    }
+
+    /// Removes the direct mappings of memories that are about to go.
+    pub(super) fn drop_direct(&mut self, memories: &BTreeSet<MemoryId>) {
+        let used = memories
+            .iter()
+            .filter_map(|id| self.memories.get(id))
+            .filter(|memory| memory.direct > 0);
+        let regions: BTreeSet<_> = used.map(|memory| memory.region).collect();
+        if regions.is_empty() {
+            return;
+        }
+        let entries = self.iotlb.direct_from(Iova::new(0));
+        let doomed = entries.filter(|entry| regions.contains(&entry.target.region));
+        let doomed: Vec<_> = doomed.map(|entry| entry.range.start()).collect();
+        for start in doomed {
+            self.remove_direct(start);
+        }
+    }
+
+    /// Ends all streaming mappings; answers how many there were, and the keys
+    /// of those that are for the caller to give back.
+    fn end_streaming(
+        &mut self,
+        actor: Actor,
+        force: bool,
+    ) -> Result<(usize, Vec<Iova>), ResetError> {
+        self.may_act(actor)?;
+        let streaming: Vec<_> = self
+            .held
+            .iter()
+            .filter(|(_, held)| held.bounce().is_some())
+            .map(|(at, _)| *at)
+            .collect();
+        if !streaming.is_empty() && !force {
+            let streaming = streaming.len();
+            return Err(ResetError::InUse { streaming });
+        }
+        // What is in transit ends with the request that moves it.
+        self.bounce_epoch += 1;
+        let ended = streaming.len();
+        let abandoned = streaming.into_iter().filter(|at| self.abandon(*at));
+        Ok((ended, abandoned.collect()))
+    }
+
+    fn behind(&self, region: RegionId) -> Behind {
+        match region {
+            RegionId::BOUNCE => Behind::Aperture(ApertureKind::Bounce),
+            RegionId::COHERENT => Behind::Aperture(ApertureKind::Coherent),
+            memory => Behind::Memory(self.memory_behind(memory)),
+        }
+    }
+
+    pub(super) fn apply(&mut self, settings: Settings) -> Result<(), UpdateError> {
+        let Settings {
+            quotas,
+            scrub,
+            restrictions,
+        } = settings;
+        let uses = [
+            (Quota::Sessions, quotas.sessions, self.sessions.len()),
+            (Quota::Mappings, quotas.mappings, self.held.len()),
+            (Quota::Memories, quotas.memories, self.memories.len()),
+            (Quota::Direct, quotas.direct, self.iotlb.direct_len()),
+        ];
+        for (quota, limit, used) in uses {
+            if used > usize::try_from(limit).unwrap_or(usize::MAX) {
+                return Err(QuotaExceeded { quota, limit, used }.into());
+            }
+        }
+        self.restrict(restrictions)?;
+        (self.quotas, self.scrub) = (quotas, scrub);
+        Ok(())
+    }
+
+    fn restrict(&mut self, restrictions: Restrictions) -> Result<(), UpdateError> {
+        if *self.space.restrictions() == restrictions {
+            return Ok(());
+        }
+        let entries = self.iotlb.direct_from(Iova::new(0));
+        let mapped: Vec<_> = entries.map(|entry| entry.range).collect();
+        Ok(self.space.restrict(restrictions, mapped.into_iter())?)
+    }
+}
+
+/// An overlap with an earlier entry of the same request is the request's fault.
+fn blame_entry(
+    error: MapDirectError,
+    before: &[Result<DirectMapping, MapDirectError>],
+) -> MapDirectError {
+    let MapDirectError::Overlap { range, hit } = error else {
+        return error;
+    };
+    let is_hit = |entry: &Result<DirectMapping, _>| entry.is_ok_and(|there| there.range == hit);
+    match before.iter().position(is_hit) {
+        Some(index) => MapDirectError::OverlapsEntry {
+            range,
+            other: hit,
+            index,
+        },
+        None => error,
+    }
+}
+
+/// By address, none overlapping another.
+fn disjoint(ranges: &[IovaRange]) -> Result<Vec<IovaRange>, UnmapDirectError> {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_by_key(|range| range.start());
+    match ranges.windows(2).find(|pair| pair[0].overlaps(pair[1])) {
+        Some(pair) => Err(UnmapDirectError::Overlapping {
+            one: pair[0],
+            other: pair[1],
+        }),
+        None => Ok(ranges),
+    }
+}
