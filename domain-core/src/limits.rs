@@ -37,6 +37,20 @@ pub const FRAME_BYTES: usize = 4096;
 pub const REQUEST_BYTES: usize = 256 << 10;
 /// Bytes of one gRPC answer; the largest page of a list is below this.
 pub const RESPONSE_BYTES: usize = 4 << 20;
+/// Bytes of a `request_id`.
+pub const REQUEST_ID_BYTES: usize = 64;
+/// Answers that are kept for each caller, in case it repeats its request.
+pub const ANSWERS_PER_CALLER: usize = 128;
+/// Bytes of these answers together. The last one is kept however large it is,
+/// up to [`RESPONSE_BYTES`].
+pub const ANSWER_BYTES_PER_CALLER: usize = 256 << 10;
+/// Users whose answers are kept; sessions have their own.
+pub const USERS_WITH_ANSWERS: usize = 256;
+/// Tables that one user may stream in at a time. The largest takes 64 MiB while
+/// it grows, one of the default quota 8 MiB.
+pub const TABLE_STREAMS_PER_USER: u32 = 8;
+/// Tables that all users together may stream in at a time; the next one waits.
+pub const TABLE_STREAMS: usize = 16;
 /// Bytes of a domain's id.
 pub const DOMAIN_ID_BYTES: usize = 63;
 

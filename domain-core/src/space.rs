@@ -66,6 +66,16 @@ impl Restrictions {
     pub fn allowed(&self) -> &[IovaRange] {
         &self.allowed
     }
+
+    /// Where direct mappings may lie in a new domain, before there is one.
+    ///
+    /// # Errors
+    /// [`RestrictionError::InUse`] for a reserved range over an aperture.
+    pub fn plan(&self, layout: &Layout) -> Result<Vec<IovaRange>, RestrictionError> {
+        let mut space = Space::new(layout, Restrictions::default());
+        space.restrict(self.clone(), std::iter::empty())?;
+        Ok(space.ranges())
+    }
 }
 
 fn ordered(mut ranges: Vec<IovaRange>) -> Result<Vec<IovaRange>, RestrictionError> {
@@ -167,10 +177,10 @@ impl Space {
         if len_bytes == 0 {
             return Err(AllocError::ZeroLength);
         }
-        let align = align_bytes.max(self.granule.bytes());
-        if !align.is_power_of_two() {
+        if align_bytes != 0 && !align_bytes.is_power_of_two() {
             return Err(AllocError::BadAlignment { align_bytes });
         }
+        let align = align_bytes.max(self.granule.bytes());
         let shift = self.granule.shift();
         let want = len_bytes >> shift;
         let align_shift = align.trailing_zeros() - shift;

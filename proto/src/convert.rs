@@ -1,22 +1,26 @@
 //! The only conversion between wire and core types. Raw integers stop here.
 
-use domain_core::addr::{Granule, Iova, IovaRange};
+mod direct;
+mod settings;
+
+use domain_core::addr::{Granule, Iova, IovaRange, RangeError};
 use domain_core::alloc::AllocRequest;
 use domain_core::batch::BatchMode;
 use domain_core::coherent::{Allocated, CoherentSpec};
 use domain_core::domain::{Scrub, Usage};
 use domain_core::layout::{ApertureKind, LayoutSpec};
-use domain_core::limits::{
-    BATCH_ENTRIES, MAPPINGS_PER_DOMAIN_MOST, MEMORIES_PER_DOMAIN_MOST, Quotas,
-    SESSIONS_PER_DOMAIN_MOST,
+use domain_core::limits::{BATCH_ENTRIES, Quotas, REQUEST_ID_BYTES};
+use domain_core::mapping::{
+    MappingFilter, MappingId, MappingKind, MappingView, Phase, Source, ViewKind,
 };
-use domain_core::mapping::{MappingFilter, MappingId, MappingView, Phase};
 use domain_core::memory::{MemoryId, MemoryView};
 use domain_core::perm::{Direction, Perm};
 use domain_core::region::{Access, Backing};
 use domain_core::session::{Role, SessionId};
 use domain_core::streaming::{MapSpec, Mapped, SyncSpec, SyncTarget, UnmapSpec};
 
+pub use self::direct::{batch_ranges, direct_mapping, direct_mappings, direct_spec};
+pub use self::settings::{change, settings};
 use crate::names::session_name;
 use crate::v1;
 
@@ -32,6 +36,16 @@ pub enum Malformed {
         "direction has no value {value}; it must be TO_DEVICE (1), FROM_DEVICE (2) or BIDIRECTIONAL (3)"
     )]
     UnknownDirection { value: i32 },
+    #[error("perm has no value {value}; it must be READ (1), WRITE (2) or READ_WRITE (3)")]
+    UnknownPerm { value: i32 },
+    #[error(transparent)]
+    Range(#[from] RangeError),
+    #[error("{field}[{index}]: {error}")]
+    RangeInList {
+        field: &'static str,
+        index: usize,
+        error: RangeError,
+    },
     #[error("a granule of {granule_bytes} bytes; there are 4096, 65536 and 2097152")]
     Granule { granule_bytes: u64 },
     #[error("{entries} entries; a batch has 1 to {BATCH_ENTRIES}")]
@@ -42,6 +56,8 @@ pub enum Malformed {
         asked: u32,
         most: u32,
     },
+    #[error("a request_id of {bytes} bytes; it has at most {REQUEST_ID_BYTES}")]
+    RequestId { bytes: usize },
     #[error("a page token that this service did not make")]
     PageToken { token: String },
 }
@@ -77,50 +93,6 @@ pub fn layout_spec(spec: &v1::DomainSpec) -> Result<LayoutSpec, Malformed> {
     })
 }
 
-/// The asked limits; what is unset or zero stays as in `base`.
-#[must_use]
-pub fn quotas(asked: Option<&v1::Quotas>, base: Quotas) -> Quotas {
-    let pick = |asked: u32, base: u32| if asked == 0 { base } else { asked };
-    asked.map_or(base, |asked| Quotas {
-        sessions: pick(asked.sessions, base.sessions),
-        mappings: pick(asked.mappings, base.mappings),
-        memories: pick(asked.memories, base.memories),
-    })
-}
-
-/// Are the asked limits such that a domain may have them?
-///
-/// # Errors
-/// [`Malformed::Quota`] for one above what there may be.
-pub fn check_quotas(asked: Option<&v1::Quotas>) -> Result<(), Malformed> {
-    let asked = asked.copied().unwrap_or_default();
-    let checks = [
-        ("sessions", asked.sessions, SESSIONS_PER_DOMAIN_MOST),
-        ("mappings", asked.mappings, MAPPINGS_PER_DOMAIN_MOST),
-        ("memories", asked.memories, MEMORIES_PER_DOMAIN_MOST),
-    ];
-    match checks.into_iter().find(|(_, asked, most)| asked > most) {
-        Some((quota, asked, most)) => Err(Malformed::Quota { quota, asked, most }),
-        None => Ok(()),
-    }
-}
-
-/// The asked scrubbing policy; `None` if unspecified.
-///
-/// # Errors
-/// [`Malformed`] for one that does not exist.
-pub fn scrub(asked: i32) -> Result<Option<Scrub>, Malformed> {
-    match v1::Scrub::try_from(asked) {
-        Ok(v1::Scrub::Unspecified) => Ok(None),
-        Ok(v1::Scrub::OnMap) => Ok(Some(Scrub::OnMap)),
-        Ok(v1::Scrub::OnUnmap) => Ok(Some(Scrub::OnUnmap)),
-        Err(_) => Err(Malformed::UnknownValue {
-            field: "scrub",
-            value: asked,
-        }),
-    }
-}
-
 /// A direction, which must be one.
 ///
 /// # Errors
@@ -131,6 +103,19 @@ pub fn direction(value: i32) -> Result<Direction, Malformed> {
         Ok(v1::Direction::FromDevice) => Ok(Direction::FromDevice),
         Ok(v1::Direction::Bidirectional) => Ok(Direction::Bidirectional),
         Ok(v1::Direction::Unspecified) | Err(_) => Err(Malformed::UnknownDirection { value }),
+    }
+}
+
+/// A permission, which must be one.
+///
+/// # Errors
+/// [`Malformed::UnknownPerm`].
+pub fn perm(value: i32) -> Result<Perm, Malformed> {
+    match v1::Perm::try_from(value) {
+        Ok(v1::Perm::Read) => Ok(Perm::Read),
+        Ok(v1::Perm::Write) => Ok(Perm::Write),
+        Ok(v1::Perm::ReadWrite) => Ok(Perm::ReadWrite),
+        Ok(v1::Perm::Unspecified) | Err(_) => Err(Malformed::UnknownPerm { value }),
     }
 }
 
@@ -161,6 +146,18 @@ pub fn access(value: i32) -> Result<Access, Malformed> {
             field: "access",
             value,
         }),
+    }
+}
+
+/// What makes a repeated request known; `None` if it is empty.
+///
+/// # Errors
+/// [`Malformed::RequestId`] for one that is too long.
+pub fn request_id(id: &str) -> Result<Option<&str>, Malformed> {
+    match id.len() {
+        0 => Ok(None),
+        1..=REQUEST_ID_BYTES => Ok(Some(id)),
+        bytes => Err(Malformed::RequestId { bytes }),
     }
 }
 
@@ -245,31 +242,57 @@ pub fn coherent_spec(request: &v1::AllocCoherentRequest) -> CoherentSpec {
     }
 }
 
-/// Which mappings to list.
+/// Which mappings to list; whose, was read before.
 ///
 /// # Errors
-/// [`Malformed`] for a kind that does not exist.
-pub fn mapping_filter(kind: i32, owner: Option<SessionId>) -> Result<MappingFilter, Malformed> {
-    let aperture = match v1::MappingKind::try_from(kind) {
+/// [`Malformed`] for a kind that does not exist, a range that ends before it
+/// starts, and a place in no memory.
+pub fn mapping_filter(
+    request: &v1::ListMappingsRequest,
+    owner: Option<SessionId>,
+) -> Result<MappingFilter, Malformed> {
+    let kind = match v1::MappingKind::try_from(request.kind) {
         Ok(v1::MappingKind::Unspecified) => None,
-        Ok(v1::MappingKind::Streaming) => Some(ApertureKind::Bounce),
-        Ok(v1::MappingKind::Coherent) => Some(ApertureKind::Coherent),
+        Ok(v1::MappingKind::Streaming) => Some(MappingKind::Streaming),
+        Ok(v1::MappingKind::Coherent) => Some(MappingKind::Coherent),
+        Ok(v1::MappingKind::Direct) => Some(MappingKind::Direct),
         Err(_) => {
             return Err(Malformed::UnknownValue {
                 field: "kind",
-                value: kind,
+                value: request.kind,
             });
         }
     };
-    Ok(MappingFilter { owner, aperture })
+    let memory = (request.memory_id != 0).then(|| MemoryId::new(request.memory_id));
+    if memory.is_none() && request.memory_offset.is_some() {
+        return Err(Malformed::Missing { field: "memory_id" });
+    }
+    Ok(MappingFilter {
+        owner,
+        kind,
+        memory,
+        memory_offset: request.memory_offset,
+        range: request.range.map(range).transpose()?,
+    })
 }
 
 /// A range from the wire.
 ///
 /// # Errors
-/// [`domain_core::addr::RangeError`] if it ends before it starts.
-pub fn range(wire: v1::IovaRange) -> Result<IovaRange, domain_core::addr::RangeError> {
+/// [`RangeError`] if it ends before it starts.
+pub fn range(wire: v1::IovaRange) -> Result<IovaRange, RangeError> {
     IovaRange::new(Iova::new(wire.start), Iova::new(wire.last))
+}
+
+/// A range from the wire, which must be there.
+///
+/// # Errors
+/// [`Malformed`] if it is not, or ends before it starts.
+pub fn given_range(
+    field: &'static str,
+    wire: Option<v1::IovaRange>,
+) -> Result<IovaRange, Malformed> {
+    Ok(range(wire.ok_or(Malformed::Missing { field })?)?)
 }
 
 impl From<IovaRange> for v1::IovaRange {
@@ -305,11 +328,13 @@ impl From<Quotas> for v1::Quotas {
             sessions,
             mappings,
             memories,
+            direct,
         } = quotas;
         v1::Quotas {
             sessions,
             mappings,
             memories,
+            direct,
         }
     }
 }
@@ -439,6 +464,7 @@ impl From<(Iova, MappingId)> for v1::FreeCoherentRequest {
         v1::FreeCoherentRequest {
             iova: iova.get(),
             mapping_id: id.get(),
+            request_id: String::new(),
         }
     }
 }
@@ -450,29 +476,41 @@ impl From<&CoherentSpec> for v1::AllocCoherentRequest {
             align_bytes: spec.place.align_bytes,
             limit: spec.place.limit.map(Iova::get),
             persistent: spec.persistent,
+            request_id: String::new(),
+        }
+    }
+}
+
+impl From<MappingKind> for v1::MappingKind {
+    fn from(kind: MappingKind) -> v1::MappingKind {
+        match kind {
+            MappingKind::Streaming => v1::MappingKind::Streaming,
+            MappingKind::Coherent => v1::MappingKind::Coherent,
+            MappingKind::Direct => v1::MappingKind::Direct,
         }
     }
 }
 
 impl From<MappingView> for v1::Mapping {
     fn from(view: MappingView) -> v1::Mapping {
-        let kind = match view.aperture() {
-            ApertureKind::Bounce => v1::MappingKind::Streaming,
-            ApertureKind::Coherent => v1::MappingKind::Coherent,
+        let direction = match view.kind {
+            ViewKind::Streaming { direction, .. } => direction.into(),
+            ViewKind::Coherent | ViewKind::Direct { .. } => v1::Direction::Unspecified,
         };
-        let direction = view
-            .streaming
-            .map_or(v1::Direction::Unspecified, |s| s.direction.into());
+        let (memory_id, offset) = match view.source() {
+            Some(Source { memory, offset }) => (memory.get(), offset),
+            None => (0, 0),
+        };
         v1::Mapping {
-            kind: kind.into(),
-            mapping_id: view.id.get(),
+            kind: v1::MappingKind::from(view.kind.kind()).into(),
+            mapping_id: view.id.map_or(0, MappingId::get),
             iova: view.visible.start().get(),
             len_bytes: len_bytes(view.visible),
             perm: v1::Perm::from(view.perm).into(),
             direction: direction.into(),
             session: view.owner.map(session_name).unwrap_or_default(),
-            memory_id: view.streaming.map_or(0, |s| s.memory.get()),
-            offset: view.streaming.map_or(0, |s| s.offset),
+            memory_id,
+            offset,
             state: v1::MappingState::from(view.phase).into(),
             persistent: view.owner.is_none(),
         }
@@ -483,11 +521,12 @@ impl From<MemoryView> for v1::Memory {
     fn from(view: MemoryView) -> v1::Memory {
         v1::Memory {
             memory_id: view.id.get(),
-            session: session_name(view.owner),
+            session: view.owner.map(session_name).unwrap_or_default(),
             size_bytes: view.size_bytes,
             writable: view.writable,
             hugetlb: view.hugetlb,
             mappings: view.mappings,
+            direct_mappings: view.direct,
         }
     }
 }
@@ -503,11 +542,14 @@ impl From<Usage> for v1::DomainUsage {
             coherent_used_bytes: usage.coherent_aperture.used_bytes,
             bounce_largest_hole_bytes: usage.bounce.largest_hole_bytes,
             coherent_largest_hole_bytes: usage.coherent_aperture.largest_hole_bytes,
+            direct_mappings: usage.direct as u64,
+            table_bytes: usage.table_bytes,
         }
     }
 }
 
-/// The length of a range that lies in an aperture.
+/// The length of a range on the wire: no file is as long as the whole space,
+/// which is the only one that does not fit.
 fn len_bytes(range: IovaRange) -> u64 {
     range.len_bytes().unwrap_or(u64::MAX)
 }
@@ -550,7 +592,42 @@ mod tests {
                 granule_bytes: 8192
             })
         );
-        assert!(scrub(9).is_err() && mapping_filter(9, None).is_err());
+        assert_eq!(perm(0), Err(Malformed::UnknownPerm { value: 0 }));
+        assert_eq!(perm(4), Err(Malformed::UnknownPerm { value: 4 }));
+        let kind = v1::ListMappingsRequest {
+            kind: 9,
+            ..v1::ListMappingsRequest::default()
+        };
+        assert!(mapping_filter(&kind, None).is_err());
+    }
+
+    #[test]
+    fn a_filter_asks_for_what_is_set_and_nothing_else() {
+        let all = mapping_filter(&v1::ListMappingsRequest::default(), None);
+        assert_eq!(all, Ok(MappingFilter::default()));
+        let aliases = v1::ListMappingsRequest {
+            kind: v1::MappingKind::Direct.into(),
+            memory_id: 7,
+            memory_offset: Some(0),
+            range: Some(v1::IovaRange { start: 1, last: 2 }),
+            ..v1::ListMappingsRequest::default()
+        };
+        let expected = MappingFilter {
+            owner: Some(SessionId::new(3)),
+            kind: Some(MappingKind::Direct),
+            memory: Some(MemoryId::new(7)),
+            memory_offset: Some(0),
+            range: Some(IovaRange::new(Iova::new(1), Iova::new(2)).unwrap()),
+        };
+        let owner = Some(SessionId::new(3));
+        assert_eq!(mapping_filter(&aliases, owner), Ok(expected));
+        // A place in no memory is not a place.
+        let nowhere = v1::ListMappingsRequest {
+            memory_id: 0,
+            ..aliases
+        };
+        let missing = Malformed::Missing { field: "memory_id" };
+        assert_eq!(mapping_filter(&nowhere, owner), Err(missing));
     }
 
     #[test]
@@ -565,44 +642,6 @@ mod tests {
         );
         assert_eq!(batch_mode(1, true), Ok(BatchMode::Partial));
         assert!(batch_mode(BATCH_ENTRIES + 1, false).is_err());
-    }
-
-    #[test]
-    fn a_quota_has_a_ceiling() {
-        let most = v1::Quotas {
-            sessions: SESSIONS_PER_DOMAIN_MOST,
-            mappings: MAPPINGS_PER_DOMAIN_MOST,
-            memories: MEMORIES_PER_DOMAIN_MOST,
-        };
-        assert_eq!(check_quotas(Some(&most)), Ok(()));
-        assert_eq!(check_quotas(None), Ok(()));
-        let memories = MEMORIES_PER_DOMAIN_MOST + 1;
-        let refused = check_quotas(Some(&v1::Quotas { memories, ..most })).unwrap_err();
-        assert!(
-            matches!(refused, Malformed::Quota { quota: "memories", asked, .. } if asked == memories)
-        );
-    }
-
-    #[test]
-    fn a_zero_quota_leaves_the_one_in_force() {
-        let base = Quotas {
-            sessions: 5,
-            mappings: 6,
-            memories: 7,
-        };
-        let asked = v1::Quotas {
-            sessions: 0,
-            mappings: 9,
-            memories: 0,
-        };
-        assert_eq!(
-            quotas(Some(&asked), base),
-            Quotas {
-                mappings: 9,
-                ..base
-            }
-        );
-        assert_eq!(quotas(None, base), base);
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/domaind.v1.serde.rs"));
 }
 
+/// What every message in [`v1`] can: be encoded and decoded.
+pub use prost::Message;
+
 /// The encoded descriptors of everything in [`v1`], for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

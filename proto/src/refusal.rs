@@ -4,6 +4,8 @@
 //! Every match is exhaustive, so that a new error in the core cannot be
 //! answered by accident.
 
+mod direct;
+
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::fmt::Display;
@@ -12,13 +14,14 @@ use domain_core::addr::{IovaRange, RangeError};
 use domain_core::alloc::AllocError;
 use domain_core::batch::BatchError;
 use domain_core::coherent::{AllocCoherentError, FreeCoherentError};
-use domain_core::domain::InUse;
+use domain_core::domain::{CreateError, InUse, UpdateError};
 use domain_core::layout::LayoutError;
-use domain_core::limits::{BATCH_ENTRIES, QuotaExceeded};
+use domain_core::limits::{BATCH_ENTRIES, Quota, QuotaExceeded, REQUEST_ID_BYTES};
 use domain_core::mapping::MappingMissing;
 use domain_core::memory::{MemoryMissing, RegisterError, UnregisterError};
 use domain_core::region::{MemoryRefused, RegionError, SpanError};
 use domain_core::session::{Denied, JoinError};
+use domain_core::space::RestrictionError;
 use domain_core::streaming::{MapError, Mapped, SyncError, UnmapError};
 use rustix::io::Errno;
 use tonic::{Code, Status};
@@ -165,6 +168,23 @@ impl From<Malformed> for Refusal {
             Malformed::UnknownDirection { value } => {
                 invalid(ErrorReason::UnknownDirection, &error).with("value", value)
             }
+            Malformed::UnknownPerm { value } => {
+                invalid(ErrorReason::UnknownPerm, &error).with("value", value)
+            }
+            Malformed::Range(range) => (*range).into(),
+            Malformed::RangeInList {
+                field,
+                index,
+                error: range,
+            } => Refusal {
+                message: error.to_string(),
+                ..Refusal::from(*range)
+                    .with("field", field)
+                    .with("entry_index", index)
+            },
+            Malformed::RequestId { bytes } => invalid(ErrorReason::RequestId, &error)
+                .with("bytes", bytes)
+                .with("most", REQUEST_ID_BYTES),
             Malformed::Missing { field } => malformed().with("field", field),
             Malformed::UnknownValue { field, value } => {
                 malformed().with("field", field).with("value", value)
@@ -266,10 +286,65 @@ impl From<RegionError> for Refusal {
     }
 }
 
+impl From<CreateError> for Refusal {
+    fn from(error: CreateError) -> Refusal {
+        match error {
+            CreateError::Region(region) => region.into(),
+            CreateError::Restriction(restriction) => restriction.into(),
+        }
+    }
+}
+
+impl From<UpdateError> for Refusal {
+    fn from(error: UpdateError) -> Refusal {
+        match error {
+            // Below what is in use: a state, not an exhaustion.
+            UpdateError::Quota(quota) => Refusal {
+                code: Code::FailedPrecondition as i32,
+                ..quota.into()
+            },
+            UpdateError::Restriction(restriction) => restriction.into(),
+        }
+    }
+}
+
+impl From<RestrictionError> for Refusal {
+    fn from(error: RestrictionError) -> Refusal {
+        match error {
+            RestrictionError::Overlapping { one, other } => {
+                invalid(ErrorReason::OverlappingEntries, &error)
+                    .with_range("one", one)
+                    .with_range("other", other)
+            }
+            RestrictionError::SingleByte { range } => {
+                invalid(ErrorReason::InvalidRange, &error).with_range("range", range)
+            }
+            RestrictionError::TooMany { ranges, most } => invalid(ErrorReason::Malformed, &error)
+                .with("entries", ranges)
+                .with("most", most),
+            RestrictionError::InUse { range, hit } => {
+                Refusal::of(Code::AlreadyExists, ErrorReason::Overlap, &error)
+                    .with_range("range", range)
+                    .with_range("hit", hit)
+            }
+        }
+    }
+}
+
+/// Under which name [`crate::v1::Quotas`] has it.
+fn quota_name(quota: Quota) -> &'static str {
+    match quota {
+        Quota::Sessions => "sessions",
+        Quota::Mappings => "mappings",
+        Quota::Memories => "memories",
+        Quota::Direct => "direct",
+    }
+}
+
 impl From<QuotaExceeded> for Refusal {
     fn from(error: QuotaExceeded) -> Refusal {
         Refusal::of(Code::ResourceExhausted, ErrorReason::QuotaExceeded, &error)
-            .with("quota", error.quota)
+            .with("quota", quota_name(error.quota))
             .with("limit", error.limit)
             .with("used", error.used)
     }
@@ -284,6 +359,9 @@ impl From<Denied> for Refusal {
             Denied::SessionEnded { session } => {
                 Refusal::of(Code::FailedPrecondition, ErrorReason::SessionEnded, &error)
                     .with("session", session)
+            }
+            Denied::BounceReset => {
+                Refusal::of(Code::FailedPrecondition, ErrorReason::BounceReset, &error)
             }
             Denied::WrongRole { session, role } => {
                 Refusal::of(Code::PermissionDenied, ErrorReason::WrongRole, &error)
@@ -309,6 +387,7 @@ impl From<InUse> for Refusal {
             .with("sessions", error.sessions)
             .with("streaming_mappings", error.streaming)
             .with("coherent_allocations", error.coherent)
+            .with("direct_mappings", error.direct)
             .with("memories", error.memories)
     }
 }
@@ -409,11 +488,14 @@ impl From<UnregisterError> for Refusal {
         match error {
             UnregisterError::Denied(denied) => denied.into(),
             UnregisterError::Missing(missing) => missing.into(),
-            UnregisterError::InUse { id, mappings } => {
-                Refusal::of(Code::FailedPrecondition, ErrorReason::MemoryInUse, &error)
-                    .with("memory_id", id)
-                    .with("mappings", mappings)
-            }
+            UnregisterError::InUse {
+                id,
+                mappings,
+                direct,
+            } => Refusal::of(Code::FailedPrecondition, ErrorReason::MemoryInUse, &error)
+                .with("memory_id", id)
+                .with("mappings", mappings)
+                .with("direct_mappings", direct),
         }
     }
 }

@@ -155,7 +155,7 @@ impl Seats {
         }
     }
 
-    fn take(&self, uid: u32) -> Option<Seat> {
+    pub(crate) fn take(&self, uid: u32) -> Option<Seat> {
         let mut taken = self.lock();
         let count = taken.get(&uid).copied().unwrap_or(0);
         if count >= self.per_user {

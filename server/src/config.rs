@@ -30,6 +30,10 @@ config_version = 1
 # Unset: /run/domaind for root or if it is there, else $XDG_RUNTIME_DIR/domaind.
 #runtime_dir = "/run/domaind"
 
+# For tests: memory that is freed is overwritten with 0xa5 instead of zeroes, so
+# that whoever is ever shown old bytes finds out.
+#poison = false
+
 [server]
 # Group that may enter public/ and connect to its sockets. Unset: the daemon's.
 #client_gid = 4242
@@ -66,6 +70,8 @@ pub struct Config {
     pub policy: Policy,
     /// What it logs.
     pub log: Log,
+    /// For tests: what is freed is overwritten with a byte that is not zero.
+    pub poison: bool,
 }
 
 /// Who is let in.
@@ -123,6 +129,15 @@ pub struct ConfigArgs {
     /// Form of the log lines on standard error [default: text]
     #[arg(long, env = "DOMAIND_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// For tests: overwrite freed memory with 0xa5 instead of zeroes
+    #[arg(
+        long,
+        env = "DOMAIND_POISON",
+        value_name = "BOOL",
+        hide_short_help = true
+    )]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub poison: Option<bool>,
     /// Levels of the log, such as "info" or "info,h2=warn" [default: info]
     #[arg(long, env = "DOMAIND_LOG_LEVEL", value_name = "LEVELS")]
     pub log_level: Option<String>,
@@ -162,6 +177,7 @@ pub enum ConfigError {
 struct File {
     config_version: Option<i64>,
     runtime_dir: Option<PathBuf>,
+    poison: Option<bool>,
     server: ServerTable,
     limits: LimitsTable,
     policy: PolicyTable,
@@ -195,9 +211,10 @@ struct LogTable {
 }
 
 /// Every key that a file may have.
-const KEYS: [&str; 8] = [
+const KEYS: [&str; 9] = [
     "config_version",
     "runtime_dir",
+    "poison",
     "server.client_gid",
     "limits.region_bytes",
     "policy.advisory_read_only",
@@ -238,6 +255,7 @@ impl Config {
                     .or(file.log.level)
                     .unwrap_or_else(|| "info".to_owned()),
             },
+            poison: flag(args.poison, file.poison),
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain_core::aperture::{POISON, ScrubWith};
 use domain_core::limits::{FD_CONNECTIONS_PER_USER, GRPC_CONNECTIONS_PER_USER};
 use domaind_proto::paths::RuntimeDir;
 use domaind_proto::v1::EndReason;
@@ -18,7 +19,7 @@ use crate::accept::{Acceptor, Seats};
 use crate::config::Config;
 use crate::fdsock::FdSocket;
 use crate::features::Features;
-use crate::grpc::{self, Identity, Services};
+use crate::grpc::{self, Identity, Services, TableSeats};
 use crate::hosted::now_unix_ms;
 use crate::registry::{Door, Registry};
 use crate::sockets::{Bound, Claim, SocketError};
@@ -68,12 +69,13 @@ impl Daemon {
         let features = Features::probe();
         let claim = Claim::take(&config.runtime_dir, config.client_gid)?;
         let stop = CancellationToken::new();
-        let registry = Arc::new(Registry::new(config.region_bytes));
+        let registry = Arc::new(Registry::new(config.region_bytes, scrub_with(&config)));
         let identity = Arc::new(Identity {
             instance: instance().map_err(StartError::Randomness)?,
             start_time_unix_ms: now_unix_ms(),
             runtime_dir: config.runtime_dir.clone(),
             features,
+            poison: config.poison,
         });
         let health = HealthReporter::new();
         for name in HEALTH_NAMES {
@@ -94,6 +96,7 @@ impl Daemon {
         let services = Services {
             registry,
             policy,
+            tables: TableSeats::new(),
             identity: Arc::clone(&identity),
             health,
         };
@@ -204,6 +207,14 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+fn scrub_with(config: &Config) -> ScrubWith {
+    if config.poison {
+        tracing::warn!("for tests: freed memory is overwritten with {POISON:#x}, not with zeroes");
+        return ScrubWith::Poison;
+    }
+    ScrubWith::Zero
 }
 
 /// Sixteen random hexadecimal digits.

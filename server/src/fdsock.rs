@@ -333,7 +333,7 @@ async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over>
         return refuse(frames, request, refusal, &live.peer).await;
     }
     let answer = match (frame.body, fd) {
-        (Some(Asked::RegisterMemory(asked)), Some(fd)) => register(live, fd, asked.writable).await,
+        (Some(Asked::RegisterMemory(asked)), Some(fd)) => register(live, fd, asked).await,
         (Some(Asked::UnregisterMemory(asked)), None) => {
             unregister(live, MemoryId::new(asked.memory_id)).await
         }
@@ -356,12 +356,17 @@ async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over>
 }
 
 /// On a thread that may block: closing a hostile file can.
-async fn register(live: &Arc<Live>, fd: OwnedFd, writable: bool) -> Result<Answer, Refusal> {
+async fn register(
+    live: &Arc<Live>,
+    fd: OwnedFd,
+    asked: v1::RegisterMemory,
+) -> Result<Answer, Refusal> {
     let live = Arc::clone(live);
     off_worker(move || {
-        let memory = ClientMemory::accept(fd, writable)?;
+        let memory = ClientMemory::accept(fd, asked.writable)?;
         let size_bytes = memory.size_bytes();
-        let id = live.domain.core.register(live.id, memory)?;
+        let core = &live.domain.core;
+        let id = core.register(live.id, memory, asked.persistent)?;
         Ok(Answer::MemoryRegistered(v1::MemoryRegistered {
             memory_id: id.get(),
             size_bytes,

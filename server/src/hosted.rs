@@ -3,9 +3,9 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use domain_core::Domain;
-use domain_core::domain::{Scrub, Usage};
+use domain_core::addr::IovaRange;
+use domain_core::domain::Settings;
 use domain_core::layout::{ApertureKind, Layout};
-use domain_core::limits::Quotas;
 use domaind_proto::names::DomainId;
 use domaind_proto::v1;
 
@@ -27,28 +27,33 @@ pub(crate) struct Hosted {
 
 impl Hosted {
     pub(crate) fn view(&self) -> v1::Domain {
-        let Usage {
-            generation, bounce, ..
-        } = self.core.usage();
+        let usage = self.core.usage();
         v1::Domain {
             uid: self.uid.clone(),
             owner_uid: self.owner_uid,
             create_time_unix_ms: self.create_time_unix_ms,
-            usage: Some(self.core.usage().into()),
-            max_mapping_bytes: bounce.largest_hole_bytes,
-            generation,
+            usage: Some(usage.into()),
+            max_mapping_bytes: usage.bounce.largest_hole_bytes,
+            generation: usage.generation,
+            direct_generation: usage.direct_generation,
             ..planned(
                 &self.id,
                 self.core.layout(),
-                self.core.quotas(),
-                self.core.scrub(),
+                &self.core.settings(),
+                &self.core.direct_ranges(),
             )
         }
     }
 }
 
 /// What a domain of this plan would be, before it is.
-pub(crate) fn planned(id: &DomainId, layout: &Layout, quotas: Quotas, scrub: Scrub) -> v1::Domain {
+pub(crate) fn planned(
+    id: &DomainId,
+    layout: &Layout,
+    settings: &Settings,
+    direct_ranges: &[IovaRange],
+) -> v1::Domain {
+    let ranges = |ranges: &[IovaRange]| ranges.iter().map(|range| (*range).into()).collect();
     let aperture = |kind| layout.aperture(kind);
     let bytes = |kind| {
         aperture(kind)
@@ -64,8 +69,11 @@ pub(crate) fn planned(id: &DomainId, layout: &Layout, quotas: Quotas, scrub: Scr
         iova_limit: layout.limit().get(),
         granule_bytes: layout.granule().bytes(),
         backing: v1::Backing::from(layout.backing()).into(),
-        scrub: v1::Scrub::from(scrub).into(),
-        quotas: Some(quotas.into()),
+        scrub: v1::Scrub::from(settings.scrub).into(),
+        quotas: Some(settings.quotas.into()),
+        reserved: ranges(settings.restrictions.reserved()),
+        allowed: ranges(settings.restrictions.allowed()),
+        direct_ranges: ranges(direct_ranges),
         ..v1::Domain::default()
     }
 }

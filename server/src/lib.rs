@@ -15,6 +15,7 @@
 //! | `registry` | domains and sessions by name |
 //! | `hosted` | one domain with its owner and its share of the budget |
 //! | `live` | one attached session: its secret, its peer, its end |
+//! | `replay` | repeated requests: one effect and one answer |
 //! | `budget` | bytes of regions, counted before the kernel is asked |
 //! | `offload` | work that may block, off the runtime's workers |
 //! | `fdsock` | the protocol of the fd socket |
@@ -34,6 +35,7 @@ mod offload;
 mod peer;
 mod proc;
 mod registry;
+mod replay;
 mod rights;
 mod sockets;
 

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hosted::Hosted;
 use crate::peer::Peer;
+use crate::replay::Answers;
 
 /// An attached session.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Live {
     pub(crate) peer: Arc<Peer>,
     pub(crate) attach_time_unix_ms: u64,
     pub(crate) end: End,
+    /// What it was answered, in case it asks again.
+    pub(crate) answers: Arc<Answers>,
 }
 
 impl Live {

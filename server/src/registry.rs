@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use domain_core::Domain;
-use domain_core::domain::{Close, InUse, Scrub, Usage};
+use domain_core::addr::IovaRange;
+use domain_core::aperture::ScrubWith;
+use domain_core::domain::{self, Close, InUse, Settings, Usage};
 use domain_core::layout::Layout;
-use domain_core::limits::{DOMAINS, DOMAINS_PER_OWNER, Quotas};
-use domain_core::region::{Access, RegionError};
+use domain_core::limits::{DOMAINS, DOMAINS_PER_OWNER};
+use domain_core::region::Access;
 use domain_core::session::{JoinError, Role, SessionId};
 use domaind_proto::names::DomainId;
 use domaind_proto::v1::{EndReason, ErrorReason, Refusal};
@@ -20,9 +22,10 @@ use crate::budget::{Budget, OverBudget};
 use crate::hosted::{Hosted, now_unix_ms};
 use crate::live::{End, Live, Token};
 use crate::peer::Peer;
+use crate::replay::Users;
 
 /// Through which door somebody came, which is part of who they are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Door {
     /// The public sockets: sees what its uid owns.
     Public,
@@ -31,7 +34,7 @@ pub(crate) enum Door {
 }
 
 /// On whose behalf something is done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Principal {
     pub(crate) uid: u32,
     pub(crate) door: Door,
@@ -53,6 +56,10 @@ pub(crate) struct Registry {
     tables: RwLock<Tables>,
     budget: Budget,
     next_session: AtomicU64,
+    /// What calls without a session were answered.
+    pub(crate) users: Users,
+    /// What every domain's memory is overwritten with.
+    scrub_with: ScrubWith,
 }
 
 #[derive(Debug, Default)]
@@ -66,8 +73,9 @@ struct Tables {
 pub(crate) struct Plan {
     pub(crate) id: DomainId,
     pub(crate) layout: Layout,
-    pub(crate) quotas: Quotas,
-    pub(crate) scrub: Scrub,
+    pub(crate) settings: Settings,
+    /// Where direct mappings may lie then.
+    pub(crate) direct_ranges: Vec<IovaRange>,
 }
 
 /// What somebody who attaches shall be, checked.
@@ -94,7 +102,7 @@ pub(crate) enum CreateError {
     #[error(transparent)]
     OverBudget(#[from] OverBudget),
     #[error(transparent)]
-    Region(#[from] RegionError),
+    Core(#[from] domain::CreateError),
     #[error("no randomness for the domain's uid")]
     Randomness(#[source] io::Error),
 }
@@ -124,17 +132,20 @@ pub(crate) struct Totals {
     pub(crate) sessions: usize,
     pub(crate) streaming: usize,
     pub(crate) coherent: usize,
+    pub(crate) direct: usize,
     pub(crate) memories: usize,
     pub(crate) region_bytes: u64,
     pub(crate) region_budget_bytes: u64,
 }
 
 impl Registry {
-    pub(crate) fn new(region_budget_bytes: u64) -> Registry {
+    pub(crate) fn new(region_budget_bytes: u64, scrub_with: ScrubWith) -> Registry {
         Registry {
             tables: RwLock::default(),
             budget: Budget::new(region_budget_bytes),
             next_session: AtomicU64::new(1),
+            users: Users::default(),
+            scrub_with,
         }
     }
 
@@ -143,7 +154,8 @@ impl Registry {
     pub(crate) fn create(&self, owner_uid: u32, plan: Plan) -> Result<Arc<Hosted>, CreateError> {
         self.check_room(owner_uid, &plan.id)?;
         let share = self.budget.take(plan.layout.region_bytes())?;
-        let core = Domain::create(plan.id.as_str(), plan.layout, plan.quotas, plan.scrub)?;
+        let (id, scrub_with) = (plan.id.as_str(), self.scrub_with);
+        let core = Domain::create(id, plan.layout, plan.settings, scrub_with)?;
         let hosted = Arc::new(Hosted {
             uid: random_hex().map_err(CreateError::Randomness)?,
             id: plan.id,
@@ -243,6 +255,7 @@ impl Registry {
             peer,
             attach_time_unix_ms: now_unix_ms(),
             end: End::default(),
+            answers: Arc::default(),
         });
         // Under the tables' lock, so that a delete sees the session in both
         // places or in none.
@@ -331,6 +344,7 @@ impl Registry {
         let count = |totals: Totals, usage: Usage| Totals {
             streaming: totals.streaming + usage.streaming,
             coherent: totals.coherent + usage.coherent,
+            direct: totals.direct + usage.direct,
             memories: totals.memories + usage.memories,
             ..totals
         };
@@ -401,7 +415,7 @@ impl From<CreateError> for Refusal {
                     .with("used", over.used_bytes)
                     .with("limit", over.limit_bytes)
             }
-            CreateError::Region(region) => region.into(),
+            CreateError::Core(core) => core.into(),
             CreateError::Randomness(_) => Refusal::of(Code::Internal, ErrorReason::Bug, &error),
         }
     }

@@ -6,10 +6,8 @@ The daemon must be fresh; the last check stops it. Started by tests/grpcio.sh.
 """
 
 import fcntl
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
@@ -21,9 +19,7 @@ from domaind.v1 import domain_pb2 as domain
 from domaind.v1 import domain_pb2_grpc as domain_grpc
 from domaind.v1 import fdsocket_pb2 as fd
 from domaind.v1 import mapping_pb2 as mapping
-from domaind.v1 import mapping_pb2_grpc as mapping_grpc
 from domaind.v1 import session_pb2 as session_pb
-from domaind.v1 import session_pb2_grpc as session_grpc
 from domaind.v1 import types_pb2 as types
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -31,154 +27,27 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+from clients import (
+    ADMIN, DENIED, EXHAUSTED, EXISTS, GRANULE, INVALID, KIB, MIB, MISSING, PUBLIC, RANGE, STATE, TIB,
+    Daemon, Device, Driver, a_domain,
+)
+from direct import direct_mappings, direct_refusals, repeated_requests, tables
 from harness import Refused, Report, call, channel, eventually, refusal, same, socket_path
 from session import Buffer, Connection, Ended, Session
-
-PUBLIC, ADMIN = "public/api.sock", "admin/admin.sock"
-KIB, MIB, TIB = 1 << 10, 1 << 20, 1 << 40
-GRANULE = 4 * KIB
-
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-RANGE = grpc.StatusCode.OUT_OF_RANGE
-EXISTS = grpc.StatusCode.ALREADY_EXISTS
-MISSING = grpc.StatusCode.NOT_FOUND
-EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-DENIED = grpc.StatusCode.PERMISSION_DENIED
-STATE = grpc.StatusCode.FAILED_PRECONDITION
 
 # Reasons that no well-timed test can bring about from outside today, and why.
 # A new reason must be shown below or be listed here.
 NOT_SHOWN = {
     "UNSPECIFIED": "not used",
-    "INVALID_RANGE": "no request carries a range yet",
-    "OVERLAP": "comes with direct mappings",
     "UNATTESTED": "needs a peer in another user namespace",
     "ADMIN_ONLY": "the admin service does not exist on the public socket",
     "DOMAIN_CLOSED": "only while a delete is under way",
     "SESSION_ENDED": "only while the session ends",
     "MAPPING_BUSY": "only while a Sync is copying",
+    "BOUNCE_RESET": "only while a Map is copying",
     "DRAINING": "comes with draining and hand-over",
     "BUG": "a bug",
 }
-
-
-class Daemon:
-    """The stubs of one daemon, and what was learnt of its reasons."""
-
-    def __init__(self, runtime_dir, pid):
-        self.dir = runtime_dir
-        self.pid = pid
-        self.public = channel(runtime_dir, PUBLIC)
-        self.admin = channel(runtime_dir, ADMIN)
-        self.domains = domain_grpc.DomainServiceStub(self.public)
-        self.mappings = mapping_grpc.MappingServiceStub(self.public)
-        self.sessions = session_grpc.SessionServiceStub(self.public)
-        self.shown = set()
-
-    def refuses(self, work, code, reason, **numbers):
-        refused = refusal(work, code, reason, **numbers)
-        self.shown.add(reason)
-        return refused
-
-    def create(self, name, **spec):
-        spec.setdefault("bounce_bytes", MIB)
-        spec.setdefault("coherent_bytes", MIB)
-        request = domain.CreateDomainRequest(domain_id=name, spec=domain.DomainSpec(**spec))
-        return call(self.domains.CreateDomain, request)
-
-    def get(self, name):
-        return call(self.domains.GetDomain, domain.GetDomainRequest(name=name))
-
-    def delete(self, name, **how):
-        return call(self.domains.DeleteDomain, domain.DeleteDomainRequest(name=name, **how))
-
-    def info(self):
-        stub = admin_grpc.AdminServiceStub(self.admin)
-        return call(stub.GetInfo, admin.GetInfoRequest())
-
-    def close(self):
-        self.public.close()
-        self.admin.close()
-
-
-class Driver:
-    """A driver session, and its calls."""
-
-    def __init__(self, daemon, name):
-        self.session = Session(daemon.dir, name, types.ROLE_DRIVER)
-        self.stub = daemon.mappings
-
-    def call(self, method, request):
-        return call(method, request, metadata=self.session.metadata)
-
-    def map(self, *entries, partial=False):
-        entries = [mapping.MapEntry(**entry) for entry in entries]
-        return self.call(self.stub.Map, mapping.MapRequest(entries=entries, partial=partial))
-
-    def map_one(self, **entry):
-        return self.map(entry).results[0].mapping
-
-    def unmap(self, *entries, partial=False):
-        entries = [mapping.UnmapEntry(**entry) for entry in entries]
-        return self.call(self.stub.Unmap, mapping.UnmapRequest(entries=entries, partial=partial))
-
-    def unmap_one(self, mapped, **entry):
-        entry = dict(iova=mapped.iova, mapping_id=mapped.mapping_id, **entry)
-        return self.unmap(entry).results[0].copied_bytes
-
-    def sync(self, mapped, **entry):
-        entry = mapping.SyncEntry(iova=mapped.iova, mapping_id=mapped.mapping_id, **entry)
-        return self.call(self.stub.Sync, mapping.SyncRequest(entries=[entry]))
-
-    def alloc(self, **request):
-        return self.call(self.stub.AllocCoherent, mapping.AllocCoherentRequest(**request))
-
-    def free(self, iova, mapping_id):
-        request = mapping.FreeCoherentRequest(iova=iova, mapping_id=mapping_id)
-        return self.call(self.stub.FreeCoherent, request)
-
-    def close(self):
-        self.session.close()
-
-
-class Device:
-    """A device in another process."""
-
-    def __init__(self, daemon, name):
-        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "device.py")
-        self.process = subprocess.Popen(
-            [sys.executable, script, daemon.dir, name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )
-        self.welcome = self.listen()
-
-    def listen(self):
-        line = self.process.stdout.readline()
-        assert line, "the device ended"
-        return json.loads(line)
-
-    def ask(self, do, **arguments):
-        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self.process.stdin.flush()
-        return self.listen()
-
-    def read(self, iova, length):
-        return bytes.fromhex(self.ask("read", iova=iova, length=length)["data"])
-
-    def write(self, iova, data):
-        self.ask("write", iova=iova, data=data.hex())
-
-    def end(self):
-        """Lets go of it; kills it if it does not end by itself."""
-        self.process.stdin.close()
-        try:
-            return self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
-        finally:
-            self.process.stdout.close()
 
 
 def main(runtime_dir, pid):
@@ -194,6 +63,10 @@ def main(runtime_dir, pid):
     deadlines(report, daemon)
     driver_and_device(report, daemon)
     mapping_refusals(report, daemon)
+    direct_mappings(report, daemon)
+    direct_refusals(report, daemon)
+    tables(report, daemon)
+    repeated_requests(report, daemon)
     fd_socket_refusals(report, daemon)
     ends(report, daemon)
     every_reason(report, daemon)
@@ -301,7 +174,8 @@ def domains(report, daemon):
         # Address 0 is never handed out.
         same(made.max_mapping_bytes, MIB)
         quotas = made.quotas
-        same((quotas.sessions, quotas.mappings, quotas.memories), (512, 65536, 1024))
+        same((quotas.sessions, quotas.mappings, quotas.memories, quotas.direct),
+             (512, 65536, 1024, 131072))
     with report.check("validate_only answers the plan and makes nothing"):
         spec = domain.DomainSpec(bounce_bytes=MIB, granule_bytes=64 * KIB)
         request = domain.CreateDomainRequest(domain_id="dry", spec=spec, validate_only=True)
@@ -435,15 +309,6 @@ def is_deleted(daemon, name):
     daemon.delete(name, allow_missing=True)
     info = daemon.info()
     return (info.domains, info.region_bytes) == (0, 0)
-
-
-@contextmanager
-def a_domain(daemon, name="d0", **spec):
-    daemon.create(name, **spec)
-    try:
-        yield f"domains/{name}"
-    finally:
-        daemon.delete(f"domains/{name}", force=True)
 
 
 def driver_and_device(report, daemon):
@@ -815,7 +680,7 @@ def every_reason(report, daemon):
 def nothing_left(report, daemon, before):
     with report.check("at the end the daemon holds what it held at the beginning"):
         def held(info):
-            return (info.domains, info.sessions, info.streaming_mappings,
+            return (info.domains, info.sessions, info.streaming_mappings, info.direct_mappings,
                     info.coherent_allocations, info.memories, info.region_bytes)
 
         eventually("nothing is held", lambda: held(daemon.info()) == held(before))

@@ -113,8 +113,9 @@ class Session(Connection):
     def write(self, iova, data):
         self.aperture(iova, len(data)).write(iova, data)
 
-    def register(self, memfd, writable=True):
-        self.send(register_memory=fd.RegisterMemory(writable=writable), fds=[memfd])
+    def register(self, memfd, writable=True, persistent=False):
+        body = fd.RegisterMemory(writable=writable, persistent=persistent)
+        self.send(register_memory=body, fds=[memfd])
         return self.answer("memory_registered")
 
     def unregister(self, memory_id):

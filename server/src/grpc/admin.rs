@@ -26,6 +26,8 @@ pub(crate) struct Identity {
     pub(crate) start_time_unix_ms: u64,
     pub(crate) runtime_dir: RuntimeDir,
     pub(crate) features: Features,
+    /// [`crate::Config::poison`].
+    pub(crate) poison: bool,
 }
 
 #[tonic::async_trait]
@@ -59,6 +61,8 @@ impl AdminService for Admin {
             region_budget_bytes: totals.region_budget_bytes,
             open_fds: count(proc::open_fds()),
             threads: count(proc::threads()),
+            direct_mappings: totals.direct as u64,
+            poison: self.identity.poison,
         }))
     }
 }

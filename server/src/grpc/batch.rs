@@ -57,9 +57,15 @@ where
 /// Runs `work`, which copies so many bytes, on this thread; if they are many,
 /// other calls get another thread meanwhile.
 pub(crate) fn copying<R>(bytes: u64, work: impl FnOnce() -> R) -> R {
+    yielding(bytes > LARGE_BYTES, work)
+}
+
+/// Runs `work` on this thread; if it is long, other calls get another thread
+/// meanwhile.
+pub(crate) fn yielding<R>(is_long: bool, work: impl FnOnce() -> R) -> R {
     let handle = tokio::runtime::Handle::current();
     let can_move = handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread;
-    if bytes > LARGE_BYTES && can_move {
+    if is_long && can_move {
         tokio::task::block_in_place(work)
     } else {
         work()

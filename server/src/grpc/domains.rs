@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use domain_core::domain::Close;
-use domain_core::limits::Quotas;
 use domaind_proto::convert;
 use domaind_proto::names::DomainId;
 use domaind_proto::v1::domain_service_server::DomainService;
 use domaind_proto::v1::{self, Refusal};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
+use super::batch::yielding;
 use super::caller::principal;
 use super::page;
 use crate::config::Policy;
@@ -35,22 +35,20 @@ impl DomainService for Domains {
         let who = principal(&request, &self.policy)?;
         let request = request.into_inner();
         let plan = plan(&request)?;
+        // Nothing is done, so nothing is kept: the id is still good for doing it.
         if request.validate_only {
-            self.registry
-                .check_create(who.uid, &plan)
-                .map_err(Refusal::from)?;
-            return Ok(Response::new(v1::Domain {
-                owner_uid: who.uid,
-                ..planned(&plan.id, &plan.layout, plan.quotas, plan.scrub)
-            }));
+            return Ok(Response::new(self.validate(who, &plan)?));
         }
+        let turn = self.registry.users.turn(who, &request).await?;
         let registry = Arc::clone(&self.registry);
         // The whole change happens on that thread: a cancelled call leaves it
         // to come to its end.
-        let created = off_worker(move || registry.create(who.uid, plan)).await?;
-        let domain = created.map_err(Refusal::from)?;
-        tracing::info!(domain = %domain.id, owner_uid = domain.owner_uid, "created");
-        Ok(Response::new(domain.view()))
+        let create = move || {
+            let domain = registry.create(who.uid, plan)?;
+            tracing::info!(domain = %domain.id, owner_uid = domain.owner_uid, "created");
+            Ok(domain.view())
+        };
+        Ok(Response::new(off_worker(|| turn.take(create)).await??))
     }
 
     async fn get_domain(
@@ -75,10 +73,10 @@ impl DomainService for Domains {
         let after =
             page::start(&page_token, |token| DomainId::new(token).ok()).map_err(Refusal::from)?;
         let mut domains = self.registry.domains(who, after.as_ref(), size + 1);
-        let next_page_token = page::cut(&mut domains, size, |domain| domain.id.to_string());
-        let domains = domains.iter().map(|domain| domain.view()).collect();
+        let views = page::fitting(domains.iter().take(size).map(|domain| domain.view()));
+        let next_page_token = page::cut(&mut domains, views.len(), |last| last.id.to_string());
         Ok(Response::new(v1::ListDomainsResponse {
-            domains,
+            domains: views,
             next_page_token,
         }))
     }
@@ -89,17 +87,16 @@ impl DomainService for Domains {
     ) -> Result<Response<v1::Domain>, Status> {
         let who = principal(&request, &self.policy)?;
         let request = request.into_inner();
-        let domain = self.find(who, &request.name)?;
-        let asked = request.quotas.as_ref();
-        convert::check_quotas(asked).map_err(Refusal::from)?;
-        let scrub = convert::scrub(request.scrub).map_err(Refusal::from)?;
-        let change = |quotas, in_force| (convert::quotas(asked, quotas), scrub.unwrap_or(in_force));
-        // A quota below what is in use is a state, not an exhaustion.
-        domain.core.update(change).map_err(|error| Refusal {
-            code: Code::FailedPrecondition as i32,
-            ..Refusal::from(error)
-        })?;
-        Ok(Response::new(domain.view()))
+        let turn = self.registry.users.turn(who, &request).await?;
+        let update = || {
+            let domain = self.find(who, &request.name)?;
+            let core = &domain.core;
+            core.update(|in_force| convert::change(&request, in_force))?;
+            Ok(domain.view())
+        };
+        // Reserved ranges are compared with all that is mapped.
+        let is_long = request.reserved.is_some() || request.allowed.is_some();
+        Ok(Response::new(yielding(is_long, || turn.take(update))?))
     }
 
     async fn delete_domain(
@@ -107,28 +104,11 @@ impl DomainService for Domains {
         request: Request<v1::DeleteDomainRequest>,
     ) -> Result<Response<v1::DeleteDomainResponse>, Status> {
         let who = principal(&request, &self.policy)?;
-        let v1::DeleteDomainRequest {
-            name,
-            force,
-            allow_missing,
-        } = request.into_inner();
-        let id = DomainId::parse(&name).map_err(Refusal::from)?;
-        let domain = match self.registry.domain(who, &id) {
-            Err(Missing::Domain(_)) if allow_missing => {
-                return Ok(Response::new(v1::DeleteDomainResponse {
-                    ended_sessions: 0,
-                }));
-            }
-            found => found.map_err(Refusal::from)?,
-        };
-        let how = if force { Close::Force } else { Close::IfUnused };
+        let request = request.into_inner();
+        let turn = self.registry.users.turn(who, &request).await?;
         let registry = Arc::clone(&self.registry);
-        let deleted = off_worker(move || registry.delete(&domain, how)).await?;
-        let ended = deleted.map_err(Refusal::from)?;
-        tracing::info!(domain = %id, ended_sessions = ended, "deleted");
-        Ok(Response::new(v1::DeleteDomainResponse {
-            ended_sessions: convert::count(ended),
-        }))
+        let delete = move || delete(&registry, who, &request);
+        Ok(Response::new(off_worker(|| turn.take(delete)).await??))
     }
 }
 
@@ -136,15 +116,54 @@ impl Domains {
     fn find(&self, who: Principal, name: &str) -> Result<Arc<Hosted>, Refusal> {
         Ok(self.registry.domain(who, &DomainId::parse(name)?)?)
     }
+
+    fn validate(&self, who: Principal, plan: &Plan) -> Result<v1::Domain, Refusal> {
+        self.registry.check_create(who.uid, plan)?;
+        let Plan {
+            id,
+            layout,
+            settings,
+            direct_ranges,
+        } = plan;
+        Ok(v1::Domain {
+            owner_uid: who.uid,
+            ..planned(id, layout, settings, direct_ranges)
+        })
+    }
+}
+
+fn delete(
+    registry: &Registry,
+    who: Principal,
+    request: &v1::DeleteDomainRequest,
+) -> Result<v1::DeleteDomainResponse, Refusal> {
+    let id = DomainId::parse(&request.name)?;
+    let domain = match registry.domain(who, &id) {
+        Err(Missing::Domain(_)) if request.allow_missing => {
+            return Ok(v1::DeleteDomainResponse { ended_sessions: 0 });
+        }
+        found => found?,
+    };
+    let how = if request.force {
+        Close::Force
+    } else {
+        Close::IfUnused
+    };
+    let ended = registry.delete(&domain, how)?;
+    tracing::info!(domain = %id, ended_sessions = ended, "deleted");
+    Ok(v1::DeleteDomainResponse {
+        ended_sessions: convert::count(ended),
+    })
 }
 
 fn plan(request: &v1::CreateDomainRequest) -> Result<Plan, Refusal> {
-    let spec = request.spec.unwrap_or_default();
-    convert::check_quotas(spec.quotas.as_ref())?;
+    let spec = request.spec.clone().unwrap_or_default();
+    let settings = convert::settings(&spec)?;
+    let layout = convert::layout_spec(&spec)?.plan()?;
     Ok(Plan {
         id: DomainId::new(&request.domain_id)?,
-        layout: convert::layout_spec(&spec)?.plan()?,
-        quotas: convert::quotas(spec.quotas.as_ref(), Quotas::default()),
-        scrub: convert::scrub(spec.scrub)?.unwrap_or_default(),
+        direct_ranges: settings.restrictions.plan(&layout)?,
+        layout,
+        settings,
     })
 }

@@ -1,173 +1,182 @@
-//! `MappingService`.
+//! `MappingService`: for each RPC who calls, and whether it was answered
+//! before. What it does stands in [`bounced`], [`direct`], [`table`] and
+//! [`translation`].
 
 use std::sync::Arc;
 
-use domain_core::addr::Iova;
-use domain_core::mapping::MappingId;
-use domaind_proto::convert;
-use domaind_proto::names::{DomainId, parse_session};
+use domaind_proto::Message;
 use domaind_proto::v1::mapping_service_server::MappingService;
 use domaind_proto::v1::{self, Refusal};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::batch::{self, copying};
-use super::caller::{principal, session};
-use super::page;
+use super::caller::{Agent, session};
+use super::table::{self, TableSeats};
+use super::{bounced, direct, translation};
 use crate::config::Policy;
 use crate::live::Live;
+use crate::offload::off_worker;
 use crate::registry::Registry;
-
-const PAGE: usize = 1000;
-const PAGE_MOST: usize = 10_000;
+use crate::replay::{Repeatable, Turn};
 
 #[derive(Debug)]
 pub(crate) struct Mappings {
     pub(crate) registry: Arc<Registry>,
     pub(crate) policy: Policy,
+    pub(crate) tables: TableSeats,
 }
+
+type Answered<R> = Result<Response<R>, Status>;
 
 #[tonic::async_trait]
 impl MappingService for Mappings {
-    async fn map(
-        &self,
-        request: Request<v1::MapRequest>,
-    ) -> Result<Response<v1::MapResponse>, Status> {
-        let session = self.session(&request)?;
-        let v1::MapRequest { entries, partial } = request.into_inner();
-        let bytes = total(entries.iter().map(|entry| entry.len_bytes));
-        let results = copying(bytes, || {
-            let core = &session.domain.core;
-            batch::run(&entries, partial, convert::map_spec, |specs, mode| {
-                core.map(session.id, specs, mode)
-            })
-        })?;
-        let results = results.into_iter().map(|outcome| v1::MapResult {
-            outcome: Some(outcome.into()),
-        });
-        Ok(Response::new(v1::MapResponse {
-            results: results.collect(),
-        }))
+    async fn map(&self, request: Request<v1::MapRequest>) -> Answered<v1::MapResponse> {
+        let (session, request, turn) = self.for_session(request).await?;
+        answer(turn.take(|| bounced::map(&session, request)))
     }
 
-    async fn unmap(
-        &self,
-        request: Request<v1::UnmapRequest>,
-    ) -> Result<Response<v1::UnmapResponse>, Status> {
-        let session = self.session(&request)?;
-        let v1::UnmapRequest { entries, partial } = request.into_inner();
-        // Before anything that costs as much as there are entries.
-        convert::batch_mode(entries.len(), partial).map_err(Refusal::from)?;
-        let core = &session.domain.core;
-        let bytes = core.visible_bytes(entries.iter().map(|entry| Iova::new(entry.iova)));
-        let results = copying(bytes, || {
-            let parse = |entry: &_| Ok(convert::unmap_spec(entry));
-            batch::run(&entries, partial, parse, |specs, mode| {
-                core.unmap(session.id, specs, mode)
-            })
-        })?;
-        let results = results.into_iter().map(v1::UnmapResult::from).collect();
-        Ok(Response::new(v1::UnmapResponse { results }))
+    async fn unmap(&self, request: Request<v1::UnmapRequest>) -> Answered<v1::UnmapResponse> {
+        let (session, request, turn) = self.for_session(request).await?;
+        answer(turn.take(|| bounced::unmap(&session, request)))
     }
 
-    async fn sync(
-        &self,
-        request: Request<v1::SyncRequest>,
-    ) -> Result<Response<v1::SyncResponse>, Status> {
-        let session = self.session(&request)?;
-        let v1::SyncRequest { entries, partial } = request.into_inner();
-        let bytes = total(entries.iter().map(|entry| entry.len_bytes));
-        let results = copying(bytes, || {
-            let core = &session.domain.core;
-            batch::run(&entries, partial, convert::sync_spec, |specs, mode| {
-                core.sync(session.id, specs, mode)
-            })
-        })?;
-        let results = results.into_iter().map(|outcome| v1::SyncResult {
-            refusal: outcome.err(),
-        });
-        Ok(Response::new(v1::SyncResponse {
-            results: results.collect(),
-        }))
+    async fn sync(&self, request: Request<v1::SyncRequest>) -> Answered<v1::SyncResponse> {
+        let (session, request, turn) = self.for_session(request).await?;
+        answer(turn.take(|| bounced::sync(&session, request)))
     }
 
     async fn alloc_coherent(
         &self,
         request: Request<v1::AllocCoherentRequest>,
-    ) -> Result<Response<v1::AllocCoherentResponse>, Status> {
-        let session = self.session(&request)?;
-        let spec = convert::coherent_spec(request.get_ref());
-        let allocated = copying(spec.place.len_bytes, || {
-            session.domain.core.alloc_coherent(session.id, &spec)
-        });
-        Ok(Response::new(allocated.map_err(Refusal::from)?.into()))
+    ) -> Answered<v1::AllocCoherentResponse> {
+        let (session, request, turn) = self.for_session(request).await?;
+        answer(turn.take(|| bounced::alloc_coherent(&session, &request)))
     }
 
     async fn free_coherent(
         &self,
         request: Request<v1::FreeCoherentRequest>,
-    ) -> Result<Response<v1::FreeCoherentResponse>, Status> {
-        let session = self.session(&request)?;
-        let v1::FreeCoherentRequest { iova, mapping_id } = *request.get_ref();
-        let (iova, id) = (Iova::new(iova), MappingId::new(mapping_id));
-        let core = &session.domain.core;
-        let bytes = core.visible_bytes([iova].into_iter());
-        let freed = copying(bytes, || core.free_coherent(session.id, iova, id));
-        freed.map_err(Refusal::from)?;
-        Ok(Response::new(v1::FreeCoherentResponse {}))
+    ) -> Answered<v1::FreeCoherentResponse> {
+        let (session, request, turn) = self.for_session(request).await?;
+        answer(turn.take(|| bounced::free_coherent(&session, &request)))
+    }
+
+    async fn map_direct(
+        &self,
+        request: Request<v1::MapDirectRequest>,
+    ) -> Answered<v1::MapDirectResponse> {
+        let (agent, request, turn) = self.for_agent(request).await?;
+        answer(turn.take(|| direct::map(&agent, &request)))
+    }
+
+    async fn unmap_direct(
+        &self,
+        request: Request<v1::UnmapDirectRequest>,
+    ) -> Answered<v1::UnmapDirectResponse> {
+        let (agent, request, turn) = self.for_agent(request).await?;
+        aside(turn, move || direct::unmap(&agent, &request)).await
+    }
+
+    async fn set_map(&self, request: Request<v1::SetMapRequest>) -> Answered<v1::SetMapResponse> {
+        let (agent, request, turn) = self.for_agent(request).await?;
+        aside(turn, move || direct::set(&agent, &request)).await
+    }
+
+    async fn stream_set_map(
+        &self,
+        request: Request<Streaming<v1::StreamSetMapRequest>>,
+    ) -> Answered<v1::StreamSetMapResponse> {
+        let agent = self.agent(&request)?;
+        let seat = self.tables.take(agent.uid()).await?;
+        let quota = |header: &v1::SetMapHeader| {
+            let (domain, _) = agent.domain(&header.domain)?;
+            Ok(domain.core.settings().quotas.direct)
+        };
+        let table = table::receive(request.into_inner(), quota).await?;
+        let id = table.header.request_id.clone();
+        let turn = agent.answers().turn_of(&id, || table.fingerprint).await?;
+        aside(turn, move || {
+            let _seat = seat;
+            direct::set_streamed(&agent, &table)
+        })
+        .await
+    }
+
+    async fn clear_map(
+        &self,
+        request: Request<v1::ClearMapRequest>,
+    ) -> Answered<v1::ClearMapResponse> {
+        let (agent, request, turn) = self.for_agent(request).await?;
+        aside(turn, move || direct::clear(&agent, &request)).await
+    }
+
+    async fn reset_bounce(
+        &self,
+        request: Request<v1::ResetBounceRequest>,
+    ) -> Answered<v1::ResetBounceResponse> {
+        let (agent, request, turn) = self.for_agent(request).await?;
+        aside(turn, move || bounced::reset(&agent, &request)).await
+    }
+
+    async fn translate(
+        &self,
+        request: Request<v1::TranslateRequest>,
+    ) -> Answered<v1::TranslateResponse> {
+        let agent = self.agent(&request)?;
+        answer(translation::translate(&agent, request.get_ref()))
+    }
+
+    async fn lookup(&self, request: Request<v1::LookupRequest>) -> Answered<v1::Mapping> {
+        let agent = self.agent(&request)?;
+        answer(translation::lookup(&agent, request.get_ref()))
     }
 
     async fn list_mappings(
         &self,
         request: Request<v1::ListMappingsRequest>,
-    ) -> Result<Response<v1::ListMappingsResponse>, Status> {
-        let who = principal(&request, &self.policy)?;
-        let request = request.into_inner();
-        let id = DomainId::parse(&request.domain).map_err(Refusal::from)?;
-        let domain = self.registry.domain(who, &id).map_err(Refusal::from)?;
-        let owner = match request.session.as_str() {
-            "" => None,
-            name => Some(parse_session(name).map_err(Refusal::from)?),
-        };
-        let filter = convert::mapping_filter(request.kind, owner).map_err(Refusal::from)?;
-        let size = page::size(request.page_size, PAGE, PAGE_MOST);
-        let from = page::start(&request.page_token, next_iova).map_err(Refusal::from)?;
-        let mut mappings = domain
-            .core
-            .mappings(filter, from.unwrap_or(Iova::new(0)), size + 1);
-        let next_page_token =
-            page::cut(&mut mappings, size, |last| last.visible.last().to_string());
-        let mappings = mappings.into_iter().map(v1::Mapping::from).collect();
-        Ok(Response::new(v1::ListMappingsResponse {
-            mappings,
-            next_page_token,
-        }))
+    ) -> Answered<v1::ListMappingsResponse> {
+        let agent = self.agent(&request)?;
+        answer(translation::list(&agent, request.get_ref()))
     }
 }
 
 impl Mappings {
-    fn session<T>(&self, request: &Request<T>) -> Result<Arc<Live>, Refusal> {
-        session(request, &self.registry, &self.policy)
+    fn agent<T>(&self, request: &Request<T>) -> Result<Agent, Refusal> {
+        Agent::of(request, &self.registry, &self.policy)
+    }
+
+    /// Of a request that only sessions make: whose it is, itself, and its turn.
+    async fn for_session<Q: Repeatable>(
+        &self,
+        request: Request<Q>,
+    ) -> Result<(Arc<Live>, Q, Turn), Refusal> {
+        let session = session(&request, &self.registry, &self.policy)?;
+        let request = request.into_inner();
+        let turn = session.answers.turn(&request).await?;
+        Ok((session, request, turn))
+    }
+
+    /// The same of a request that owners make, too.
+    async fn for_agent<Q: Repeatable>(
+        &self,
+        request: Request<Q>,
+    ) -> Result<(Agent, Q, Turn), Refusal> {
+        let agent = self.agent(&request)?;
+        let request = request.into_inner();
+        let turn = agent.turn(&request).await?;
+        Ok((agent, request, turn))
     }
 }
 
-fn total(lengths: impl Iterator<Item = u64>) -> u64 {
-    lengths.fold(0, u64::saturating_add)
+fn answer<R>(done: Result<R, Refusal>) -> Answered<R> {
+    Ok(Response::new(done?))
 }
 
-/// A token is the last address of the page before.
-fn next_iova(token: &str) -> Option<Iova> {
-    let last = u64::from_str_radix(token.strip_prefix("0x")?, 16).ok()?;
-    Iova::new(last).checked_add(1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_page_begins_behind_the_last_address_of_the_one_before() {
-        assert_eq!(next_iova("0x1fff"), Some(Iova::new(0x2000)));
-        assert_eq!(next_iova(&Iova::new(u64::MAX).to_string()), None);
-        assert_eq!(next_iova("1fff"), None);
-    }
+/// What takes as long as a table is large or an aperture is long happens on a
+/// thread that may block, and comes to its end there also when the caller has
+/// gone; who repeats it then gets its answer.
+async fn aside<R: Message + Default + 'static>(
+    turn: Turn,
+    work: impl FnOnce() -> Result<R, Refusal> + Send + 'static,
+) -> Answered<R> {
+    answer(off_worker(move || turn.take(work)).await?)
 }

@@ -3,17 +3,23 @@
 //!
 //! A call that is cancelled drops its handler at the next `.await`. No handler
 //! awaits between its first change and its answer, so a cancelled call has
-//! done everything or nothing.
+//! done everything or nothing; what runs on a thread of its own goes on to its
+//! end. Answers to requests with an id are kept before the caller gets them
+//! (see `replay`).
 
 mod admin;
 mod batch;
+mod bounced;
 mod caller;
 mod deadline;
+mod direct;
 mod domains;
 mod layers;
 mod mappings;
 mod page;
 mod sessions;
+mod table;
+mod translation;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +41,7 @@ use self::deadline::DeadlineLayer;
 use self::domains::Domains;
 use self::mappings::Mappings;
 use self::sessions::Sessions;
+pub(crate) use self::table::TableSeats;
 use crate::accept::{Acceptor, Connection};
 use crate::config::Policy;
 use crate::registry::{Door, Registry};
@@ -43,7 +50,9 @@ use crate::registry::{Door, Registry};
 const CALLS_PER_CONNECTION: usize = 64;
 /// Streams that a connection may have open; those above the line before wait.
 const STREAMS_PER_CONNECTION: u32 = 64;
-/// A call without a deadline of its own is ended then.
+/// A call without a deadline of its own is ended then. That is also all the
+/// time that a table has to be streamed in: one of 2^20 entries takes a second
+/// or two, and a client that stalls holds its memory no longer.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes a peer may send ahead on one stream, and on all of one connection.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
@@ -65,6 +74,7 @@ const ACCEPTED_AHEAD: usize = 16;
 pub(crate) struct Services {
     pub(crate) registry: Arc<Registry>,
     pub(crate) policy: Policy,
+    pub(crate) tables: TableSeats,
     pub(crate) identity: Arc<Identity>,
     pub(crate) health: HealthReporter,
 }
@@ -116,6 +126,7 @@ fn routes(services: Services, door: Door) -> tonic::service::Routes {
     let Services {
         registry,
         policy,
+        tables,
         identity,
         health,
     } = services;
@@ -132,6 +143,7 @@ fn routes(services: Services, door: Door) -> tonic::service::Routes {
         MappingServiceServer::new(Mappings {
             registry: Arc::clone(&registry),
             policy,
+            tables,
         })
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES),

@@ -70,11 +70,15 @@ impl SessionService for Sessions {
         request: Request<v1::EvictSessionRequest>,
     ) -> Result<Response<v1::EvictSessionResponse>, Status> {
         let who = principal(&request, &self.policy)?;
-        let session = self.find(who, &request.get_ref().name)?;
+        let request = request.into_inner();
+        let turn = self.registry.users.turn(who, &request).await?;
         let registry = Arc::clone(&self.registry);
-        let evict = move || registry.end(&session, EndReason::Evicted);
-        off_worker(evict).await?;
-        Ok(Response::new(v1::EvictSessionResponse {}))
+        let evict = move || {
+            let session = registry.session(who, parse_session(&request.name)?)?;
+            registry.end(&session, EndReason::Evicted);
+            Ok(v1::EvictSessionResponse {})
+        };
+        Ok(Response::new(off_worker(|| turn.take(evict)).await??))
     }
 
     async fn list_memories(

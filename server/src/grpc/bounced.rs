@@ -1,0 +1,108 @@
+//! Streaming mappings and coherent memory: parse, one call into the core,
+//! answer. Who calls was asked before; it is a session.
+
+use domain_core::addr::Iova;
+use domain_core::mapping::MappingId;
+use domaind_proto::convert;
+use domaind_proto::v1::{self, Refusal};
+
+use super::batch::{self, copying};
+use super::caller::Agent;
+use crate::live::Live;
+
+pub(super) fn map(session: &Live, request: v1::MapRequest) -> Result<v1::MapResponse, Refusal> {
+    let v1::MapRequest {
+        entries, partial, ..
+    } = request;
+    let bytes = total(entries.iter().map(|entry| entry.len_bytes));
+    let results = copying(bytes, || {
+        let core = &session.domain.core;
+        batch::run(&entries, partial, convert::map_spec, |specs, mode| {
+            core.map(session.id, specs, mode)
+        })
+    })?;
+    let results = results.into_iter().map(|outcome| v1::MapResult {
+        outcome: Some(outcome.into()),
+    });
+    Ok(v1::MapResponse {
+        results: results.collect(),
+    })
+}
+
+pub(super) fn unmap(
+    session: &Live,
+    request: v1::UnmapRequest,
+) -> Result<v1::UnmapResponse, Refusal> {
+    let v1::UnmapRequest {
+        entries, partial, ..
+    } = request;
+    // Before anything that costs as much as there are entries.
+    convert::batch_mode(entries.len(), partial)?;
+    let core = &session.domain.core;
+    let bytes = core.visible_bytes(entries.iter().map(|entry| Iova::new(entry.iova)));
+    let results = copying(bytes, || {
+        let parse = |entry: &_| Ok(convert::unmap_spec(entry));
+        batch::run(&entries, partial, parse, |specs, mode| {
+            core.unmap(session.id, specs, mode)
+        })
+    })?;
+    let results = results.into_iter().map(v1::UnmapResult::from).collect();
+    Ok(v1::UnmapResponse { results })
+}
+
+pub(super) fn sync(session: &Live, request: v1::SyncRequest) -> Result<v1::SyncResponse, Refusal> {
+    let v1::SyncRequest {
+        entries, partial, ..
+    } = request;
+    let bytes = total(entries.iter().map(|entry| entry.len_bytes));
+    let results = copying(bytes, || {
+        let core = &session.domain.core;
+        batch::run(&entries, partial, convert::sync_spec, |specs, mode| {
+            core.sync(session.id, specs, mode)
+        })
+    })?;
+    let results = results.into_iter().map(|outcome| v1::SyncResult {
+        refusal: outcome.err(),
+    });
+    Ok(v1::SyncResponse {
+        results: results.collect(),
+    })
+}
+
+pub(super) fn alloc_coherent(
+    session: &Live,
+    request: &v1::AllocCoherentRequest,
+) -> Result<v1::AllocCoherentResponse, Refusal> {
+    let spec = convert::coherent_spec(request);
+    let allocated = copying(spec.place.len_bytes, || {
+        session.domain.core.alloc_coherent(session.id, &spec)
+    });
+    Ok(allocated?.into())
+}
+
+pub(super) fn free_coherent(
+    session: &Live,
+    request: &v1::FreeCoherentRequest,
+) -> Result<v1::FreeCoherentResponse, Refusal> {
+    let (iova, id) = (Iova::new(request.iova), MappingId::new(request.mapping_id));
+    let core = &session.domain.core;
+    let bytes = core.visible_bytes([iova].into_iter());
+    copying(bytes, || core.free_coherent(session.id, iova, id))?;
+    Ok(v1::FreeCoherentResponse {})
+}
+
+pub(super) fn reset(
+    agent: &Agent,
+    request: &v1::ResetBounceRequest,
+) -> Result<v1::ResetBounceResponse, Refusal> {
+    let (domain, actor) = agent.domain(&request.domain)?;
+    let ended = domain.core.reset_bounce(actor, request.force)?;
+    tracing::info!(domain = %domain.id, ended_mappings = ended, "bounce aperture reset");
+    Ok(v1::ResetBounceResponse {
+        ended_mappings: ended as u64,
+    })
+}
+
+fn total(lengths: impl Iterator<Item = u64>) -> u64 {
+    lengths.fold(0, u64::saturating_add)
+}
