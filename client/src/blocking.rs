@@ -10,10 +10,13 @@ use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use domain_core::addr::Iova;
+use domain_core::addr::{Iova, IovaRange};
 use domain_core::batch::BatchMode;
 use domain_core::coherent::CoherentSpec;
-use domain_core::mapping::MappingId;
+use domain_core::direct::{DirectMapping, DirectSpec, Removed, TableSet};
+use domain_core::mapping::{MappingId, MappingView};
+use domain_core::memory::MemoryId;
+use domain_core::perm::Perm;
 use domain_core::region::Access;
 use domain_core::session::Role;
 use domain_core::streaming::{MapSpec, UnmapSpec};
@@ -21,6 +24,8 @@ use domaind_proto::names::DomainId;
 use domaind_proto::paths::RuntimeDir;
 use tokio::runtime::{Builder, Runtime};
 
+use crate::answers::Translation;
+use crate::direct::SetMapOptions;
 use crate::error::{Ended, Error, Kept};
 use crate::memory::Memory;
 
@@ -35,6 +40,13 @@ pub struct Client {
 #[derive(Clone, Debug)]
 pub struct Session {
     inner: crate::Session,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::Owner`].
+#[derive(Clone, Debug)]
+pub struct Owner {
+    inner: crate::Owner,
     runtime: Arc<Runtime>,
 }
 
@@ -103,6 +115,12 @@ impl Client {
         Ok(with_runtime!(Session, inner, &self.runtime))
     }
 
+    /// See [`crate::Client::as_owner`].
+    #[must_use]
+    pub fn as_owner(&self, domain: &DomainId) -> Owner {
+        with_runtime!(Owner, self.inner.as_owner(domain), &self.runtime)
+    }
+
     /// Waits for anything else on the client's runtime, such as a call of
     /// [`crate::Client::domains`].
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
@@ -119,11 +137,20 @@ impl Session {
         self.runtime.block_on(self.inner.register(memfd, writable))
     }
 
+    /// See [`crate::Session::register_persistent`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn register_persistent(&self, memfd: OwnedFd, writable: bool) -> Result<Memory, Error> {
+        self.runtime
+            .block_on(self.inner.register_persistent(memfd, writable))
+    }
+
     /// See [`crate::Session::unregister`].
     ///
     /// # Errors
     /// As there.
-    pub fn unregister(&self, memory: Memory) -> Result<(), Error> {
+    pub fn unregister(&self, memory: impl Into<MemoryId>) -> Result<(), Error> {
         self.runtime.block_on(self.inner.unregister(memory))
     }
 
@@ -202,6 +229,102 @@ impl Session {
     }
 }
 
+/// What sessions and owners have in common.
+macro_rules! changes_a_domain {
+    ($($name:ident),*) => {$(
+        impl $name {
+            /// See [`crate::Session::map_direct`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn map_direct(&self, spec: DirectSpec) -> Result<DirectMapping, Error> {
+                self.runtime.block_on(self.inner.map_direct(spec))
+            }
+
+            /// See [`crate::Session::map_direct_batch`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn map_direct_batch(
+                &self,
+                specs: &[DirectSpec],
+                mode: BatchMode,
+            ) -> Result<Vec<Result<DirectMapping, Error>>, Error> {
+                self.runtime.block_on(self.inner.map_direct_batch(specs, mode))
+            }
+
+            /// See [`crate::Session::unmap_direct`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn unmap_direct(&self, ranges: &[IovaRange]) -> Result<Removed, Error> {
+                self.runtime.block_on(self.inner.unmap_direct(ranges))
+            }
+
+            /// See [`crate::Session::set_map`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn set_map(
+                &self,
+                entries: &[DirectMapping],
+                options: SetMapOptions,
+            ) -> Result<TableSet, Error> {
+                self.runtime.block_on(self.inner.set_map(entries, options))
+            }
+
+            /// See [`crate::Session::stream_set_map`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn stream_set_map<I>(
+                &self,
+                entries: I,
+                options: SetMapOptions,
+            ) -> Result<TableSet, Error>
+            where
+                I: IntoIterator<Item = DirectMapping, IntoIter: Send + 'static>,
+            {
+                self.runtime.block_on(self.inner.stream_set_map(entries, options))
+            }
+
+            /// See [`crate::Session::clear_map`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn clear_map(&self, ranges: &[IovaRange]) -> Result<Removed, Error> {
+                self.runtime.block_on(self.inner.clear_map(ranges))
+            }
+
+            /// See [`crate::Session::reset_bounce`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn reset_bounce(&self, force: bool) -> Result<u64, Error> {
+                self.runtime.block_on(self.inner.reset_bounce(force))
+            }
+
+            /// See [`crate::Session::translate`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn translate(&self, range: IovaRange, want: Perm) -> Result<Translation, Error> {
+                self.runtime.block_on(self.inner.translate(range, want))
+            }
+
+            /// See [`crate::Session::lookup`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn lookup(&self, range: IovaRange) -> Result<MappingView, Error> {
+                self.runtime.block_on(self.inner.lookup(range))
+            }
+        }
+    )*};
+}
+
+changes_a_domain!(Session, Owner);
+
 impl Mapping {
     /// See [`crate::Mapping::unmap`].
     ///
@@ -274,7 +397,7 @@ macro_rules! reaches {
     )*};
 }
 
-reaches!(Client, Session, Mapping, Coherent, Buffer);
+reaches!(Client, Session, Owner, Mapping, Coherent, Buffer);
 
 /// One thread that receives, undoes and answers.
 fn runtime() -> io::Result<Arc<Runtime>> {

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use domain_core::addr::Granule;
 use domain_core::region::{Access, AccessError, RegionError, SharedMemory, driver_memfd};
+use domaind_proto::v1;
 
 use crate::error::Error;
 use crate::memory::Memory;
@@ -11,7 +12,8 @@ use crate::session::Session;
 use crate::undo::Guard;
 
 /// Memory that a driver fills and reads here, and maps through the daemon.
-/// Devices never see it, only the copies that mappings show.
+/// Devices never see it, only the copies that streaming mappings show, and what
+/// of it is mapped directly.
 ///
 /// Dropping it gives the registration back, in the background, as soon as no
 /// mapping uses it any more.
@@ -36,7 +38,12 @@ impl Session {
         // Allocating pages takes about a millisecond for each 4 MiB.
         let made = self.inner.finish_blocking(move || make(len_bytes)).await?;
         let (memfd, local) = made.map_err(|cause| Error::Buffer { len_bytes, cause })?;
-        let (memory, registration) = self.register_guarded(memfd, true).await?;
+        // Not persistent: that would outlive this process and its view.
+        let spec = v1::RegisterMemory {
+            writable: true,
+            persistent: false,
+        };
+        let (memory, registration) = self.register_guarded(memfd, spec).await?;
         Ok(Buffer {
             memory,
             local,

@@ -27,8 +27,8 @@ const AUTHORITY: &str = "http://localhost";
 /// Headers and trailers of one answer, in bytes: error details travel there.
 const HEADER_BYTES: u32 = 64 << 10;
 
-/// Calls that act for a session.
-pub(crate) type SessionCalls = MappingServiceClient<InterceptedService<Channel, Token>>;
+/// Calls on a domain, which act for a session or for its owner.
+pub(crate) type DomainCalls = MappingServiceClient<InterceptedService<Channel, Token>>;
 
 /// The control plane of one daemon. Cheap to clone; clones share one
 /// connection, which is made anew when a call finds it broken.
@@ -90,7 +90,8 @@ impl Client {
     }
 
     /// Lists mappings. What drivers do with them is on [`Session`], because
-    /// the calls need its token.
+    /// the calls need its token; what owners do, on
+    /// [`Owner`](crate::Owner).
     #[must_use]
     pub fn mappings(&self) -> MappingServiceClient<Channel> {
         MappingServiceClient::new(self.channel())
@@ -120,8 +121,8 @@ impl Client {
         self.channel.clone()
     }
 
-    /// What a session's calls go through.
-    pub(crate) fn session_calls(&self, token: Token) -> SessionCalls {
+    /// What the calls of a session go through, or of an owner.
+    pub(crate) fn domain_calls(&self, token: Token) -> DomainCalls {
         MappingServiceClient::with_interceptor(self.channel(), token)
             .max_decoding_message_size(RESPONSE_BYTES)
             .max_encoding_message_size(REQUEST_BYTES)

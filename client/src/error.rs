@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use domain_core::addr::{Iova, IovaRange, RangeError};
 use domain_core::region::{MapError, RegionError};
+use domaind_proto::convert::Malformed;
 use domaind_proto::frame::FrameError;
 use domaind_proto::names::NameError;
 use domaind_proto::v1;
@@ -160,6 +161,14 @@ pub enum ProtocolError {
     AnswerCount { got: usize, wanted: usize },
     #[error("{got} bytes at {iova} where {wanted} were asked for in that aperture")]
     Place { iova: Iova, got: u64, wanted: u64 },
+    #[error("a direct mapping at {range} that is not what was asked for")]
+    Direct { range: IovaRange },
+    #[error("pieces that do not cover {range}")]
+    Pieces { range: IovaRange },
+    #[error("{number} entries of a table")]
+    Count { number: u64 },
+    #[error("a message")]
+    Malformed(#[from] Malformed),
 }
 
 /// How a session ended.

@@ -209,6 +209,8 @@ pub(crate) struct Calls {
     pub(crate) delay: Mutex<Duration>,
     /// Map never answers.
     pub(crate) hang: Mutex<bool>,
+    /// How each StreamSetMap began.
+    pub(crate) headers: Mutex<Vec<v1::SetMapHeader>>,
     next_id: Mutex<u64>,
 }
 
@@ -261,7 +263,9 @@ impl MappingService for Calls {
         &self,
         request: Request<v1::UnmapRequest>,
     ) -> Result<Response<v1::UnmapResponse>, Status> {
-        let v1::UnmapRequest { entries, partial } = request.into_inner();
+        let v1::UnmapRequest {
+            entries, partial, ..
+        } = request.into_inner();
         let results: Vec<_> = entries.into_iter().map(|e| self.unmap_one(e)).collect();
         match results.iter().find_map(|result| result.refusal.clone()) {
             Some(refusal) if !partial => Err(refusal.into()),
@@ -298,6 +302,81 @@ impl MappingService for Calls {
             .unwrap()
             .push(request.get_ref().mapping_id);
         Ok(Response::new(v1::FreeCoherentResponse {}))
+    }
+
+    async fn map_direct(
+        &self,
+        request: Request<v1::MapDirectRequest>,
+    ) -> Result<Response<v1::MapDirectResponse>, Status> {
+        let page = v1::DirectMapping {
+            range: Some(wire_range(PAGE, 1)),
+            memory_id: 1,
+            offset: 0,
+            perm: v1::Perm::Read.into(),
+        };
+        let outcome = Some(v1::map_direct_result::Outcome::Mapping(page));
+        let count = request.get_ref().entries.len();
+        let results = vec![v1::MapDirectResult { outcome }; count];
+        Ok(Response::new(v1::MapDirectResponse { results }))
+    }
+
+    async fn stream_set_map(
+        &self,
+        request: Request<tonic::Streaming<v1::StreamSetMapRequest>>,
+    ) -> Result<Response<v1::StreamSetMapResponse>, Status> {
+        let mut messages = request.into_inner();
+        let mut added = 0;
+        while let Some(message) = messages.message().await? {
+            self.headers.lock().unwrap().extend(message.header);
+            added += message.entries.len() as u64;
+        }
+        let outcome = v1::SetMapResponse {
+            generation: 7,
+            added,
+            removed: 0,
+        };
+        Ok(Response::new(v1::StreamSetMapResponse {
+            outcome: Some(outcome),
+        }))
+    }
+
+    async fn unmap_direct(
+        &self,
+        _: Request<v1::UnmapDirectRequest>,
+    ) -> Result<Response<v1::UnmapDirectResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn set_map(
+        &self,
+        _: Request<v1::SetMapRequest>,
+    ) -> Result<Response<v1::SetMapResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn clear_map(
+        &self,
+        _: Request<v1::ClearMapRequest>,
+    ) -> Result<Response<v1::ClearMapResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn reset_bounce(
+        &self,
+        _: Request<v1::ResetBounceRequest>,
+    ) -> Result<Response<v1::ResetBounceResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn translate(
+        &self,
+        _: Request<v1::TranslateRequest>,
+    ) -> Result<Response<v1::TranslateResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn lookup(&self, _: Request<v1::LookupRequest>) -> Result<Response<v1::Mapping>, Status> {
+        Err(Status::unimplemented("not in the fake"))
     }
 
     async fn list_mappings(

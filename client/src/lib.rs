@@ -6,7 +6,10 @@
 //! mapped here, and reading and writing it by iova costs a subtraction and a
 //! copy, no call. Drivers map buffers ([`Session::map`]) and allocate shared
 //! memory ([`Session::alloc_coherent`]); both come as guards that undo
-//! themselves when they are dropped.
+//! themselves when they are dropped. Memory that devices shall work on itself,
+//! without a copy, is mapped directly ([`Session::map_direct`], whole tables
+//! with [`Session::set_map`]); a domain's owner may do that without a session,
+//! too ([`Client::as_owner`]).
 //!
 //! ```no_run
 //! use domaind_client::{Access, Client, Direction, DomainId, MapSpec, Role, RuntimeDir};
@@ -34,36 +37,45 @@
 //! Everything is usable from a tokio runtime with I/O and time, of either
 //! flavour; [`blocking`] is for programs without one.
 
+mod answers;
 mod apertures;
 pub mod blocking;
 mod buffer;
 mod client;
 mod coherent;
 mod connection;
+mod direct;
 mod error;
 #[cfg(test)]
 mod fake;
 mod handshake;
 mod mapping;
 mod memory;
+mod owner;
 mod session;
 mod token;
 mod undo;
 
+pub use answers::Translation;
 pub use apertures::AddressError;
 pub use buffer::Buffer;
 pub use client::Client;
 pub use coherent::Coherent;
+pub use direct::SetMapOptions;
 pub use error::{EndReason, Ended, Error, Kept, ProtocolError};
 pub use mapping::Mapping;
 pub use memory::Memory;
+pub use owner::Owner;
 pub use session::Session;
 
 pub use domain_core::addr::{Granule, Iova, IovaRange};
 pub use domain_core::alloc::AllocRequest;
 pub use domain_core::batch::BatchMode;
 pub use domain_core::coherent::CoherentSpec;
-pub use domain_core::mapping::MappingId;
+pub use domain_core::direct::{DirectMapping, DirectSpec, Placement, Removed, TableSet};
+pub use domain_core::domain::{Behind, Translated};
+pub use domain_core::layout::ApertureKind;
+pub use domain_core::mapping::{MappingId, MappingView, Phase, Source, ViewKind};
 pub use domain_core::memory::MemoryId;
 pub use domain_core::perm::{Direction, Perm};
 pub use domain_core::region::{

@@ -182,6 +182,7 @@ impl Mapping {
         let request = v1::SyncRequest {
             entries: vec![entry],
             partial: false,
+            request_id: String::new(),
         };
         let session = self.guard.session();
         let response = session.call(session.calls().sync(request)).await?;
@@ -241,6 +242,7 @@ async fn map_all(
     let request = v1::MapRequest {
         entries: specs.iter().map(Into::into).collect(),
         partial: mode == BatchMode::Partial,
+        request_id: String::new(),
     };
     let results = session.call(session.calls().map(request)).await?.results;
     let got = results.len();
@@ -264,6 +266,7 @@ async fn unmap_one(session: &Inner, spec: &UnmapSpec) -> Result<u64, Error> {
     let request = v1::UnmapRequest {
         entries: vec![spec.into()],
         partial: false,
+        request_id: String::new(),
     };
     let response = session.call(session.calls().unmap(request)).await?;
     let result = only(response.results)?;
@@ -274,7 +277,7 @@ async fn unmap_one(session: &Inner, spec: &UnmapSpec) -> Result<u64, Error> {
 }
 
 /// The one answer to one entry.
-fn only<T>(answers: Vec<T>) -> Result<T, ProtocolError> {
+pub(crate) fn only<T>(answers: Vec<T>) -> Result<T, ProtocolError> {
     let got = answers.len();
     let mut answers = answers.into_iter();
     match (answers.next(), answers.next()) {

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tonic::{Response, Status};
 
 use crate::apertures::{AddressError, Apertures};
-use crate::client::{Client, SessionCalls};
+use crate::client::{Client, DomainCalls};
 use crate::connection::Connection;
 use crate::error::{EndReason, Ended, Error};
 use crate::handshake::{self, Attachment, Facts};
@@ -35,8 +35,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// the daemon releases all that it held. What was mapped of the domain's
 /// memory stays readable here as long as a handle or guard exists.
 ///
-/// Calls run to their end on the runtime in which the session was attached,
-/// even if whoever waits for them is cancelled.
+/// Calls that leave a guard, and those that end one, run to their end on the
+/// runtime in which the session was attached, even if whoever waits for them is
+/// cancelled.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub(crate) inner: Arc<Inner>,
@@ -63,7 +64,7 @@ impl Session {
 
     fn start(client: &Client, socket: FrameSocket, attachment: Attachment) -> Session {
         let connection = Arc::new(Connection::new(socket));
-        let calls = client.session_calls(attachment.token);
+        let calls = client.domain_calls(attachment.token);
         let (undo, queue) = mpsc::unbounded_channel();
         let reaper = Reaper {
             queue,
@@ -230,7 +231,7 @@ pub(crate) struct Inner {
     facts: Facts,
     apertures: Apertures,
     pub(crate) connection: Arc<Connection>,
-    calls: SessionCalls,
+    calls: DomainCalls,
     undo: mpsc::UnboundedSender<Undo>,
     /// Where the session was attached.
     runtime: Handle,
@@ -273,7 +274,7 @@ impl Inner {
     }
 
     /// The way to the daemon, with the session's token.
-    pub(crate) fn calls(&self) -> SessionCalls {
+    pub(crate) fn calls(&self) -> DomainCalls {
         self.calls.clone()
     }
 
@@ -321,7 +322,7 @@ mod tests {
     use domain_core::streaming::MapSpec;
 
     use super::*;
-    use crate::{Buffer, Coherent, Mapping};
+    use crate::{Buffer, Coherent, Mapping, Owner, SetMapOptions};
 
     fn may_be_spawned<T: Send>(_: &T) {}
     fn may_be_shared<T: Send + Sync + 'static>() {}
@@ -329,11 +330,12 @@ mod tests {
     /// Compiles, that is all.
     #[allow(dead_code)]
     fn everything_works_from_several_tasks(session: Session, spec: MapSpec, mapping: Mapping) {
-        may_be_shared::<(Client, Session, Mapping, Coherent, Buffer, Error)>();
+        may_be_shared::<(Client, Session, Owner, Mapping, Coherent, Buffer, Error)>();
         may_be_spawned(&session.map(spec));
         may_be_spawned(&session.buffer(1));
         may_be_spawned(&session.alloc_coherent(CoherentSpec::of(1)));
         may_be_spawned(&session.ended());
+        may_be_spawned(&session.stream_set_map([], SetMapOptions::default()));
         may_be_spawned(&mapping.sync_for_cpu(0, 1));
         may_be_spawned(&mapping.unmap(None));
         may_be_spawned(&session.detach());

@@ -12,9 +12,10 @@ use crate::error::ProtocolError;
 /// What the daemon chooses is opaque; this is as long as it may be.
 const TOKEN_BYTES_MOST: usize = 64;
 
-/// A session's token, as metadata. Never printed: the value is sensitive.
+/// A session's token, as metadata, or none for who calls as a domain's owner.
+/// Never printed: the value is sensitive.
 #[derive(Clone, Debug)]
-pub(crate) struct Token(MetadataValue<Ascii>);
+pub(crate) struct Token(Option<MetadataValue<Ascii>>);
 
 impl Token {
     pub(crate) fn new(bytes: &[u8]) -> Result<Token, ProtocolError> {
@@ -28,15 +29,22 @@ impl Token {
         });
         let mut value: MetadataValue<Ascii> = hexadecimal.parse().map_err(|_| wrong)?;
         value.set_sensitive(true);
-        Ok(Token(value))
+        Ok(Token(Some(value)))
+    }
+
+    /// Of nobody: the daemon goes by who the caller is.
+    pub(crate) fn none() -> Token {
+        Token(None)
     }
 }
 
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert(SESSION_METADATA, self.0.clone());
+        if let Some(value) = &self.0 {
+            request
+                .metadata_mut()
+                .insert(SESSION_METADATA, value.clone());
+        }
         Ok(request)
     }
 }

@@ -13,7 +13,7 @@ use domaind_proto::v1::client_frame::Body as Ask;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tonic::Code;
 
-use crate::client::SessionCalls;
+use crate::client::DomainCalls;
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::session::Inner;
@@ -89,7 +89,7 @@ impl Drop for Guard {
 pub(crate) struct Reaper {
     /// Ends when the last handle and guard of the session are gone.
     pub(crate) queue: UnboundedReceiver<Undo>,
-    pub(crate) calls: SessionCalls,
+    pub(crate) calls: DomainCalls,
     /// Stays open until the queue is empty.
     pub(crate) connection: Arc<Connection>,
 }
@@ -146,6 +146,7 @@ impl Reaper {
         let request = v1::UnmapRequest {
             entries: batch.iter().filter_map(unmap_entry).collect(),
             partial: true,
+            request_id: String::new(),
         };
         let answer = self.calls.unmap(request).await.map_err(Error::from);
         match answer {

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use domain_core::addr::Granule;
+use domain_core::addr::{Granule, IovaRange};
+use domain_core::memory::MemoryId;
 use domain_core::session::SessionId;
 use domaind_proto::names::{DomainId, NameError, parse_session_lenient};
 use domaind_proto::v1;
 
 use crate::demo::{DemoArgs, DeviceArgs, DriverArgs};
 use crate::exit::EXIT_CODES;
+use crate::range::{self, NotARange};
 use crate::size::{self, SizeError};
 use crate::time;
 
@@ -75,7 +77,7 @@ pub(crate) enum Format {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Create a domain and its memory
+    /// Create a domain, or memory in one
     #[command(subcommand)]
     Create(Create),
     /// List domains, sessions, mappings or memories
@@ -87,7 +89,7 @@ pub(crate) enum Command {
     /// Change a domain
     #[command(subcommand)]
     Update(Update),
-    /// Delete domains
+    /// Delete domains, or memory in one
     #[command(subcommand)]
     Delete(Delete),
     /// End sessions as if their connections had closed
@@ -99,6 +101,35 @@ pub(crate) enum Command {
     Alloc(Alloc),
     /// Free coherent memory that belongs to the domain
     Free(Free),
+    /// Map registered memory directly, without a bounce
+    ///
+    /// Prints where it appears. The mapping stays until it is unmapped, or until
+    /// the session or domain ends that its memory belongs to.
+    Map(Map),
+    /// End the direct mappings that lie inside ranges
+    ///
+    /// Never cuts a mapping: a range that would is refused, and so is one in
+    /// which nothing is mapped.
+    #[command(
+        override_usage = "domainctl unmap [OPTIONS] [DOMAIN] <RANGE>...\n       domainctl unmap [OPTIONS] [DOMAIN] --all"
+    )]
+    Unmap(Unmap),
+    /// Replace the whole table of direct mappings at once
+    SetMap(SetMap),
+    /// End the direct mappings that overlap ranges, whole mappings
+    #[command(override_usage = "domainctl clear-map [OPTIONS] [DOMAIN] <RANGE>...")]
+    ClearMap(ClearMap),
+    /// Take back the bounce aperture after a device reset
+    ///
+    /// All streaming mappings end, nothing is copied back, the memory is
+    /// zeroed. Coherent and direct mappings stay.
+    ResetBounce(ResetBounce),
+    /// Show where the bytes of a range are
+    #[command(override_usage = "domainctl translate [OPTIONS] [DOMAIN] <RANGE>")]
+    Translate(Translate),
+    /// Show the lowest mapping that overlaps a range
+    #[command(override_usage = "domainctl lookup [OPTIONS] [DOMAIN] <RANGE>")]
+    Lookup(Lookup),
     /// Move a file through a domain, with nothing installed
     Demo(DemoArgs),
     /// The driver of the demo
@@ -125,6 +156,26 @@ pub(crate) enum Create {
     /// Sizes are rounded up to the granule; -o wide shows what came out.
     #[command(aliases = ["domains", "dom"])]
     Domain(CreateDomain),
+    /// Create memory that belongs to a domain and stays, to be mapped
+    ///
+    /// Attaches as a driver for as long as it takes, so the domain must be one
+    /// that the caller may attach to; --admin does not help.
+    #[command(aliases = ["memories", "mem"])]
+    Memory(CreateMemory),
+}
+
+/// New memory.
+#[derive(Debug, Args)]
+pub(crate) struct CreateMemory {
+    /// In which domain
+    #[arg(value_parser = domain_id)]
+    pub(crate) domain: DomainId,
+    /// How much, rounded up to 4KiB
+    #[arg(long = "size", value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) size_bytes: u64,
+    /// Let no mapping write it
+    #[arg(long)]
+    pub(crate) read_only: bool,
 }
 
 /// A new domain.
@@ -153,6 +204,13 @@ pub(crate) struct CreateDomain {
     pub(crate) backing: Option<Backing>,
     #[command(flatten)]
     pub(crate) policy: Policy,
+    /// Where no direct mapping may lie: 0x1000-0x1fff, both included, or
+    /// 0x1000+4KiB
+    #[arg(long = "reserve", value_name = "RANGE", value_delimiter = ',', value_parser = range::parse)]
+    pub(crate) reserved: Vec<IovaRange>,
+    /// Where direct mappings are placed that name no iova [default: anywhere]
+    #[arg(long = "allow", value_name = "RANGE", value_delimiter = ',', value_parser = range::parse)]
+    pub(crate) allowed: Vec<IovaRange>,
     /// Check everything and say what would be, but create nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -173,6 +231,9 @@ pub(crate) struct Policy {
     /// Most registered memories at a time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) quota_memories: Option<u32>,
+    /// Most direct mappings at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) quota_direct: Option<u32>,
 }
 
 /// The memory behind the apertures.
@@ -241,6 +302,15 @@ pub(crate) struct GetMappings {
     /// Only this kind
     #[arg(long, value_enum)]
     pub(crate) kind: Option<Kind>,
+    /// Only what leads to this memory
+    #[arg(long, value_name = "ID", value_parser = memory_id)]
+    pub(crate) memory: Option<MemoryId>,
+    /// Only what shows this byte of the memory
+    #[arg(long, value_name = "BYTES", value_parser = size::parse, requires = "memory")]
+    pub(crate) offset: Option<u64>,
+    /// Only what overlaps these addresses: 0x1000-0x1fff, 0x1000+4KiB, or one
+    #[arg(long, value_name = "RANGE", value_parser = range::parse_or_address)]
+    pub(crate) range: Option<IovaRange>,
 }
 
 /// Which memories.
@@ -269,6 +339,8 @@ pub(crate) enum Kind {
     Streaming,
     /// Coherent allocations
     Coherent,
+    /// Registered memory, without a bounce
+    Direct,
 }
 
 /// What can be described.
@@ -291,7 +363,7 @@ pub(crate) enum Describe {
 /// What can be changed.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Update {
-    /// Change a domain's scrubbing and quotas
+    /// Change a domain's scrubbing, quotas, reserved and allowed ranges
     #[command(aliases = ["domains", "dom"])]
     Domain(UpdateDomain),
 }
@@ -300,7 +372,10 @@ pub(crate) enum Update {
 #[derive(Debug, Args)]
 #[command(group(
     ArgGroup::new("change")
-        .args(["scrub", "quota_sessions", "quota_mappings", "quota_memories"])
+        .args([
+            "scrub", "quota_sessions", "quota_mappings", "quota_memories", "quota_direct",
+            "reserved", "clear_reserved", "allowed", "clear_allowed",
+        ])
         .required(true)
         .multiple(true)
 ))]
@@ -310,6 +385,20 @@ pub(crate) struct UpdateDomain {
     pub(crate) name: DomainId,
     #[command(flatten)]
     pub(crate) policy: Policy,
+    /// Where from now on no direct mapping may lie, in place of the former
+    /// ranges
+    #[arg(long = "reserve", value_name = "RANGE", value_delimiter = ',', value_parser = range::parse)]
+    pub(crate) reserved: Vec<IovaRange>,
+    /// Reserve nothing any more
+    #[arg(long, conflicts_with = "reserved")]
+    pub(crate) clear_reserved: bool,
+    /// Where from now on direct mappings are placed that name no iova, in place
+    /// of the former ranges
+    #[arg(long = "allow", value_name = "RANGE", value_delimiter = ',', value_parser = range::parse)]
+    pub(crate) allowed: Vec<IovaRange>,
+    /// Place direct mappings anywhere
+    #[arg(long, conflicts_with = "allowed")]
+    pub(crate) clear_allowed: bool,
 }
 
 /// What can be deleted.
@@ -318,6 +407,23 @@ pub(crate) enum Delete {
     /// Delete domains
     #[command(aliases = ["domains", "dom"])]
     Domain(DeleteDomains),
+    /// Delete memory that belongs to a domain and is not mapped any more
+    ///
+    /// Attaches as a driver for as long as it takes, so the domain must be one
+    /// that the caller may attach to; --admin does not help.
+    #[command(aliases = ["memories", "mem"])]
+    Memory(DeleteMemories),
+}
+
+/// Which memories to delete.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteMemories {
+    /// In which domain
+    #[arg(value_parser = domain_id)]
+    pub(crate) domain: DomainId,
+    /// Which, as `get memories` shows
+    #[arg(value_name = "ID", required = true, value_parser = memory_id)]
+    pub(crate) memories: Vec<MemoryId>,
 }
 
 /// Which domains to delete.
@@ -371,6 +477,131 @@ pub(crate) struct Free {
     /// Its id, as `alloc` printed
     #[arg(long, value_name = "N")]
     pub(crate) id: u64,
+}
+
+/// What to map.
+#[derive(Debug, Args)]
+pub(crate) struct Map {
+    /// In which domain; may be left out if there is only one
+    #[arg(value_parser = domain_id)]
+    pub(crate) domain: Option<DomainId>,
+    /// Which memory, as `get memories` shows
+    #[arg(long, value_name = "ID", value_parser = memory_id)]
+    pub(crate) memory: MemoryId,
+    /// Where in the memory to begin
+    #[arg(long, value_name = "BYTES", value_parser = size::parse, default_value = "0")]
+    pub(crate) offset: u64,
+    /// How much of it
+    #[arg(long = "length", value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) len_bytes: u64,
+    /// What devices may do with it
+    #[arg(long, value_enum)]
+    pub(crate) perm: Perm,
+    /// Where it shall appear [default: wherever there is room]
+    #[arg(long, value_name = "ADDRESS", value_parser = size::parse, conflicts_with_all = ["align_bytes", "limit"])]
+    pub(crate) iova: Option<u64>,
+    /// Alignment, a power of two [default: the granule]
+    #[arg(long = "align", value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) align_bytes: Option<u64>,
+    /// Last address that may be used
+    #[arg(long, value_name = "ADDRESS", value_parser = size::parse)]
+    pub(crate) limit: Option<u64>,
+}
+
+/// What devices may do with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Perm {
+    /// Read it
+    #[value(name = "r", alias = "read")]
+    Read,
+    /// Write it
+    #[value(name = "w", alias = "write")]
+    Write,
+    /// Both
+    #[value(name = "rw", aliases = ["read-write", "read_write"])]
+    ReadWrite,
+}
+
+/// What to unmap.
+#[derive(Debug, Args)]
+pub(crate) struct Unmap {
+    /// The domain, which may be left out if there is only one, and then the
+    /// ranges: 0x1000-0x1fff, both included, or 0x1000+4KiB
+    #[arg(value_name = "DOMAIN|RANGE", value_parser = word)]
+    pub(crate) words: Vec<Word>,
+    /// Everything that is mapped directly
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// The new table.
+#[derive(Debug, Args)]
+pub(crate) struct SetMap {
+    /// In which domain; may be left out if the file says it, or if there is
+    /// only one
+    #[arg(value_parser = domain_id)]
+    pub(crate) domain: Option<DomainId>,
+    /// The table as JSON or YAML, - for standard input
+    ///
+    /// {"entries": [{"range": {"start": "0x100000", "last": "0x100fff"},
+    /// "memoryId": 1, "offset": 0, "perm": "rw"}]}; instead of range also iova
+    /// and length. Entries are counted from 0.
+    #[arg(short, long = "file", value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Only if the table has not changed since this generation
+    #[arg(long, value_name = "N")]
+    pub(crate) expected_generation: Option<u64>,
+}
+
+/// What to clear.
+#[derive(Debug, Args)]
+pub(crate) struct ClearMap {
+    /// The domain, which may be left out if there is only one, and then the
+    /// ranges: 0x1000-0x1fff, both included, or 0x1000+4KiB
+    #[arg(value_name = "DOMAIN|RANGE", required = true, value_parser = word)]
+    pub(crate) words: Vec<Word>,
+}
+
+/// What to reset.
+#[derive(Debug, Args)]
+pub(crate) struct ResetBounce {
+    /// Of which domain
+    #[arg(value_parser = domain_id)]
+    pub(crate) domain: DomainId,
+    /// Also while drivers hold streaming mappings, which lose what has not
+    /// flowed back
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// What to translate.
+#[derive(Debug, Args)]
+pub(crate) struct Translate {
+    /// The domain, which may be left out if there is only one, and then the
+    /// range: 0x1000-0x1fff, both included, 0x1000+4KiB, or one address
+    #[arg(value_name = "DOMAIN|RANGE", required = true, num_args = 1..=2, value_parser = word_or_address)]
+    pub(crate) words: Vec<Word>,
+    /// What shall be done with it
+    #[arg(long, value_enum, default_value = "r")]
+    pub(crate) want: Perm,
+}
+
+/// What to look up.
+#[derive(Debug, Args)]
+pub(crate) struct Lookup {
+    /// The domain, which may be left out if there is only one, and then the
+    /// range: 0x1000-0x1fff, both included, 0x1000+4KiB, or one address
+    #[arg(value_name = "DOMAIN|RANGE", required = true, num_args = 1..=2, value_parser = word_or_address)]
+    pub(crate) words: Vec<Word>,
+}
+
+/// A domain or a range: no domain begins with a digit, and every range does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// In which domain.
+    Domain(DomainId),
+    /// Which addresses.
+    Range(IovaRange),
 }
 
 /// Which daemon to ask for its health.
@@ -432,6 +663,7 @@ impl Policy {
             sessions: self.quota_sessions.unwrap_or(0),
             mappings: self.quota_mappings.unwrap_or(0),
             memories: self.quota_memories.unwrap_or(0),
+            direct: self.quota_direct.unwrap_or(0),
         }
     }
 
@@ -459,6 +691,17 @@ impl From<Kind> for v1::MappingKind {
         match kind {
             Kind::Streaming => v1::MappingKind::Streaming,
             Kind::Coherent => v1::MappingKind::Coherent,
+            Kind::Direct => v1::MappingKind::Direct,
+        }
+    }
+}
+
+impl From<Perm> for domain_core::Perm {
+    fn from(perm: Perm) -> domain_core::Perm {
+        match perm {
+            Perm::Read => domain_core::Perm::Read,
+            Perm::Write => domain_core::Perm::Write,
+            Perm::ReadWrite => domain_core::Perm::ReadWrite,
         }
     }
 }
@@ -472,6 +715,45 @@ fn domain_id(text: &str) -> Result<DomainId, NameError> {
 /// `7`, `sessions/7` or `session/7`.
 fn session_id(text: &str) -> Result<SessionId, NameError> {
     parse_session_lenient(text.strip_prefix("session/").unwrap_or(text))
+}
+
+/// `3`, or `memories/3` with or without its domain, as `-o name` prints it.
+fn memory_id(text: &str) -> Result<MemoryId, NotAMemory> {
+    let prefixes = ["memories/", "memory/"];
+    let cut = prefixes.iter().find_map(|prefix| text.rsplit_once(prefix));
+    let number = cut.map_or(text, |(_, number)| number);
+    match number.parse() {
+        Ok(number) => Ok(MemoryId::new(number)),
+        Err(_) => Err(NotAMemory),
+    }
+}
+
+/// Why a text names no memory.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("not the number of a memory: `get memories` shows them")]
+struct NotAMemory;
+
+/// Why a text is neither a domain nor a range.
+#[derive(Clone, Debug, thiserror::Error)]
+enum NotAWord {
+    #[error(transparent)]
+    Range(#[from] NotARange),
+    #[error(transparent)]
+    Domain(#[from] NameError),
+}
+
+fn word(text: &str) -> Result<Word, NotAWord> {
+    match range::looks_like(text) {
+        true => Ok(Word::Range(range::parse(text)?)),
+        false => Ok(Word::Domain(domain_id(text)?)),
+    }
+}
+
+fn word_or_address(text: &str) -> Result<Word, NotAWord> {
+    match range::looks_like(text) {
+        true => Ok(Word::Range(range::parse_or_address(text)?)),
+        false => Ok(Word::Domain(domain_id(text)?)),
+    }
 }
 
 /// Why a size is not a granule.
@@ -522,6 +804,10 @@ mod tests {
         for word in ["mapping", "mappings", "map", "memory", "memories", "mem"] {
             parse(&format!("get {word} d0")).unwrap();
         }
+        for word in ["memory", "memories", "mem"] {
+            parse(&format!("create {word} d0 --size 1MiB")).unwrap();
+            parse(&format!("delete {word} d0 1 2")).unwrap();
+        }
     }
 
     #[test]
@@ -531,6 +817,47 @@ mod tests {
         }
         for name in ["7", "sessions/7", "session/7"] {
             assert_eq!(session_id(name).unwrap(), SessionId::new(7));
+        }
+        for name in ["3", "memories/3", "memory/3", "domains/d0/memories/3"] {
+            assert_eq!(memory_id(name).unwrap(), MemoryId::new(3));
+        }
+        for name in ["0x1000-0x1fff", "domains/d0/mappings/0x1000-0x1fff"] {
+            let range = range::parse("0x1000+4KiB").unwrap();
+            assert_eq!(word(name).unwrap(), Word::Range(range));
+        }
+    }
+
+    #[test]
+    fn ranges_are_told_from_the_domain_before_them() {
+        let Command::Unmap(args) = parse("unmap d0 0x1000+4KiB 0x3000-0x3fff").unwrap().command
+        else {
+            panic!("it is unmap");
+        };
+        assert_eq!(args.words.len(), 3);
+        assert_eq!(args.words[0], Word::Domain(DomainId::new("d0").unwrap()));
+        parse("unmap --all").unwrap();
+        parse("clear-map 0x1000+4KiB").unwrap();
+        parse("translate d0 0x1000 --want rw").unwrap();
+        parse("lookup 0x1000").unwrap();
+    }
+
+    #[test]
+    fn direct_mappings_have_a_place_or_wishes_for_one() {
+        let map = "map d0 --memory 1 --length 64KiB --perm";
+        for rest in [
+            "rw",
+            "read",
+            "w --iova 0x1000",
+            "r --align 2MiB --limit 4GiB",
+        ] {
+            parse(&format!("{map} {rest}")).unwrap();
+        }
+        for rest in [
+            "x",
+            "rw --iova 0x1000 --align 4KiB",
+            "rw --iova 1 --limit 2",
+        ] {
+            assert_eq!(parse(&format!("{map} {rest}")).unwrap_err().exit_code(), 2);
         }
     }
 
@@ -555,6 +882,14 @@ mod tests {
         let refused = parse("update domain d0").unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::MissingRequiredArgument);
         parse("update domain d0 --quota-sessions 3 --quota-memories 4").unwrap();
+        parse("update domain d0 --reserve 0x1000+4KiB --clear-allowed").unwrap();
+        for line in [
+            "update domain d0 --reserve 0x1000+4KiB --clear-reserved",
+            "update domain d0 --allow 0x1000+4KiB --clear-allowed",
+        ] {
+            let refused = parse(line).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::ArgumentConflict, "{line}");
+        }
     }
 
     #[test]
@@ -569,6 +904,19 @@ mod tests {
             "evict",
             "alloc d0",
             "free d0 0x1000",
+            "create memory d0",
+            "delete memory d0",
+            "delete memory d0 x",
+            "map d0 --memory 1 --perm rw",
+            "unmap d0 0x1000",
+            "unmap d0 0x1fff-0x1000",
+            "clear-map",
+            "set-map d0",
+            "translate d0 0x1000 0x2000 0x3000",
+            "lookup D0 0x1000",
+            "get mappings d0 --offset 0",
+            "get mappings d0 --range x",
+            "create domain d0 --reserve 0x1000",
             "delete domain",
             "describe domain",
             "get sessions 7 --domain d0",

@@ -7,7 +7,10 @@ mod demo;
 mod exit;
 mod failure;
 mod output;
+mod progress;
+mod range;
 mod size;
+mod table_file;
 mod time;
 
 use std::io;

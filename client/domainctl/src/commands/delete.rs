@@ -1,11 +1,12 @@
 //! `delete`.
 
+use domain_core::memory::MemoryId;
 use domaind_client::Client;
 use domaind_proto::names::DomainId;
 use domaind_proto::v1;
 
-use super::each;
-use crate::cli::{Delete, DeleteDomains};
+use super::{driver, each};
+use crate::cli::{Delete, DeleteDomains, DeleteMemories};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -14,7 +15,21 @@ use crate::output::Verdict;
 pub(super) async fn run(what: Delete, context: &mut Context) -> Result<Exit, Failure> {
     match what {
         Delete::Domain(args) => domains(args, context).await,
+        Delete::Memory(args) => memories(args, context).await,
     }
+}
+
+async fn memories(args: DeleteMemories, context: &mut Context) -> Result<Exit, Failure> {
+    let session = driver::attach(&args.domain, context).await?;
+    let delete = async |id: MemoryId, context: &mut Context| {
+        context.within(session.unregister(id)).await?;
+        let name = format!("{}/memories/{id}", args.domain.name());
+        let answer = v1::MemoryUnregistered {};
+        context.show(&Verdict::new(answer, name, "deleted"))
+    };
+    let exit = each(args.memories, context, delete).await;
+    driver::leave(session, context).await;
+    Ok(exit)
 }
 
 async fn domains(args: DeleteDomains, context: &mut Context) -> Result<Exit, Failure> {
@@ -47,6 +62,7 @@ async fn domain(
         name: id.name(),
         force,
         allow_missing: false,
+        request_id: String::new(),
     };
     context.call(client.domains().delete_domain(request)).await
 }

@@ -15,7 +15,10 @@ pub(super) async fn run(args: Evict, context: &mut Context) -> Result<Exit, Fail
     let client = context.connect().await?;
     let evict = async |id: SessionId, context: &mut Context| {
         let name = session_name(id);
-        let request = v1::EvictSessionRequest { name: name.clone() };
+        let request = v1::EvictSessionRequest {
+            name: name.clone(),
+            request_id: String::new(),
+        };
         let answer = context
             .call(client.sessions().evict_session(request))
             .await?;

@@ -1,5 +1,6 @@
 //! `get`.
 
+use domain_core::memory::MemoryId;
 use domain_core::session::SessionId;
 use domaind_client::Client;
 use domaind_proto::names::{DomainId, session_name};
@@ -62,6 +63,9 @@ async fn mappings(args: GetMappings, context: &mut Context) -> Result<(), Failur
         kind: kind.into(),
         page_size: MAPPINGS_PAGE_SIZE,
         page_token: String::new(),
+        memory_id: args.memory.map_or(0, MemoryId::get),
+        memory_offset: args.offset,
+        range: args.range.map(Into::into),
     };
     let mappings = pages::all(async |page_token| {
         let request = v1::ListMappingsRequest {
@@ -104,7 +108,10 @@ fn show_named<T: Row>(mut items: Vec<T>, context: &mut Context) -> Result<(), Fa
     }
 }
 
-async fn all_domains(client: &Client, context: &Context) -> Result<Vec<v1::Domain>, Failure> {
+pub(super) async fn all_domains(
+    client: &Client,
+    context: &Context,
+) -> Result<Vec<v1::Domain>, Failure> {
     pages::all(async |page_token| {
         let request = v1::ListDomainsRequest {
             page_size: PAGE_SIZE,

@@ -5,11 +5,18 @@ mod completion;
 mod create;
 mod delete;
 mod describe;
+mod driver;
 mod evict;
 mod get;
 mod health;
 mod info;
+mod map;
 mod pages;
+mod reset_bounce;
+mod set_map;
+mod target;
+mod translate;
+mod unmap;
 mod update;
 mod version;
 
@@ -48,6 +55,13 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failu
         Command::Evict(args) => evict::run(args, context).await,
         Command::Alloc(args) => alloc::alloc(args, context).await,
         Command::Free(args) => alloc::free(args, context).await,
+        Command::Map(args) => map::run(args, context).await,
+        Command::Unmap(args) => unmap::unmap(args, context).await,
+        Command::SetMap(args) => set_map::run(args, context).await,
+        Command::ClearMap(args) => unmap::clear(args, context).await,
+        Command::ResetBounce(args) => reset_bounce::run(args, context).await,
+        Command::Translate(args) => translate::translate(args, context).await,
+        Command::Lookup(args) => translate::lookup(args, context).await,
         Command::Health(args) => health::run(args, context).await,
         Command::Info => info::run(context).await,
         Command::Version(args) => version::run(args, context).await,

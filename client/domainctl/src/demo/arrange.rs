@@ -1,7 +1,7 @@
 //! Arranges the demo: a daemon, a domain, the processes, and their end.
 
 use std::fs::File;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use domaind_client::{Client, v1};
 use domaind_proto::names::DomainId;
 use domaind_proto::paths::{RUNTIME_DIR_VAR, RuntimeDir};
 use domaind_server::{Config, Daemon};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -25,7 +25,8 @@ use super::driver::slots;
 use super::notes::{Note, Outcome};
 use super::report::Report;
 use super::{DemoArgs, Way};
-use crate::cli::{Format, Global};
+use crate::cli::Global;
+use crate::progress;
 
 const BOUNCE_BYTES: u64 = 64 << 20;
 const COHERENT_BYTES: u64 = 16 << 20;
@@ -99,22 +100,11 @@ fn open(path: &Path) -> anyhow::Result<(Stdio, Option<u64>)> {
 }
 
 fn progress(len: Option<u64>, global: &Global) -> ProgressBar {
-    let quiet =
-        !io::stderr().is_terminal() || !matches!(global.output, Format::Table | Format::Wide);
-    let target = if quiet {
-        ProgressDrawTarget::hidden()
-    } else {
-        ProgressDrawTarget::stderr()
-    };
-    let bar = ProgressBar::with_draw_target(len, target);
     let template = match len {
         Some(_) => "{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}",
         None => "{spinner} {bytes} {binary_bytes_per_sec}",
     };
-    match ProgressStyle::with_template(template) {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
+    progress::bar(len, template, global.output)
 }
 
 /// Everything that must be cleared away, however far it came.
@@ -279,6 +269,7 @@ impl Host {
             name: self.domain.name(),
             force: true,
             allow_missing: true,
+            request_id: String::new(),
         };
         self.client.domains().delete_domain(request).await?;
         Ok(())
@@ -299,6 +290,7 @@ fn create_request(args: &DemoArgs, domain: &DomainId) -> v1::CreateDomainRequest
             ..v1::DomainSpec::default()
         }),
         validate_only: false,
+        request_id: String::new(),
     }
 }
 

@@ -14,6 +14,8 @@ enum Line {
         value: String,
         indent: usize,
     },
+    /// Stands under the value before it.
+    More(String),
     /// Goes under the last title as it is.
     Block(String),
 }
@@ -37,6 +39,12 @@ impl Sheet {
     /// A line under the last title.
     pub(crate) fn under(&mut self, key: &str, value: impl ToString) -> &mut Sheet {
         self.push(key, value, INDENT)
+    }
+
+    /// A further value of the last line, in a line of its own.
+    pub(crate) fn more(&mut self, value: impl ToString) -> &mut Sheet {
+        self.lines.push(Line::More(value.to_string()));
+        self
     }
 
     /// Lines under the last title that have their own alignment.
@@ -65,7 +73,7 @@ impl Line {
     fn key_width(&self) -> usize {
         match self {
             Line::Value { key, indent, .. } => indent + key.len(),
-            Line::Title(_) | Line::Block(_) => 0,
+            Line::Title(_) | Line::More(_) | Line::Block(_) => 0,
         }
     }
 
@@ -76,6 +84,7 @@ impl Line {
                 let width = column - indent;
                 format!("{:indent$}{key:width$}{value}\n", "")
             }
+            Line::More(value) => format!("{:column$}{value}\n", ""),
             Line::Block(text) => {
                 let indented = |line: &str| format!("{:INDENT$}{line}\n", "");
                 text.lines().map(indented).collect()
@@ -92,10 +101,10 @@ mod tests {
     fn all_values_start_in_one_column() {
         let mut sheet = Sheet::default();
         sheet.value("Name", "d0").title("Bounce");
-        sheet.under("Largest hole", 7).block("A  B\n1  2\n");
+        sheet.under("Largest hole", 7).more(8).block("A  B\n1  2\n");
         assert_eq!(
             sheet.render(),
-            "Name:            d0\nBounce:\n  Largest hole:  7\n  A  B\n  1  2\n"
+            "Name:            d0\nBounce:\n  Largest hole:  7\n                 8\n  A  B\n  1  2\n"
         );
     }
 }

@@ -5,15 +5,21 @@ use domaind_proto::v1;
 use serde::Serialize;
 
 use super::list::{Row, rows};
-use super::{Sheet, Style, View, bare, word};
+use super::{Sheet, Style, View, bare, wire_range, word};
+use crate::range::hex;
 use crate::size::{exact, human};
 use crate::time::{age, utc};
+
+/// Ranges in one cell of a table.
+const RANGES_SHOWN: usize = 2;
 
 impl Row for v1::Domain {
     const PLURAL: &'static str = "domains";
 
     fn headers(style: &Style) -> Vec<&'static str> {
-        let mut headers = vec!["NAME", "BOUNCE", "COHERENT", "SESSIONS", "MAPPINGS", "AGE"];
+        let mut headers = vec![
+            "NAME", "BOUNCE", "COHERENT", "SESSIONS", "MAPPINGS", "DIRECT", "AGE",
+        ];
         if style.wide() {
             headers.extend([
                 "OWNER",
@@ -24,6 +30,10 @@ impl Row for v1::Domain {
                 "COHERENT-RANGE",
                 "MEMORIES",
                 "GENERATION",
+                "DIRECT-GENERATION",
+                "TABLE",
+                "RESERVED",
+                "ALLOWED",
             ]);
         }
         headers
@@ -37,6 +47,7 @@ impl Row for v1::Domain {
             filled(usage.coherent_used_bytes, self.coherent_bytes),
             usage.sessions.to_string(),
             mappings(&usage).to_string(),
+            usage.direct_mappings.to_string(),
             age(self.create_time_unix_ms, style.now_ms),
         ];
         if style.wide() {
@@ -45,10 +56,14 @@ impl Row for v1::Domain {
                 human(self.granule_bytes),
                 backing(self),
                 scrub(self),
-                range(self.bounce.as_ref()),
-                range(self.coherent.as_ref()),
+                wire_range(self.bounce.as_ref()),
+                wire_range(self.coherent.as_ref()),
                 usage.memories.to_string(),
                 self.generation.to_string(),
+                self.direct_generation.to_string(),
+                human(usage.table_bytes),
+                some_ranges(&self.reserved),
+                some_ranges(&self.allowed),
             ]);
         }
         cells
@@ -80,6 +95,7 @@ impl View for DomainSheet {
         let mut sheet = Sheet::default();
         identity(&mut sheet, &self.domain, style);
         apertures(&mut sheet, &self.domain);
+        direct(&mut sheet, &self.domain);
         quotas(&mut sheet, &self.domain);
         if self.sessions.is_empty() {
             sheet.value("Sessions", "none");
@@ -117,7 +133,7 @@ fn apertures(sheet: &mut Sheet, domain: &v1::Domain) {
         None => sheet.value("Bounce", "none"),
         Some(_) => sheet
             .title("Bounce")
-            .under("Range", range(domain.bounce.as_ref()))
+            .under("Range", wire_range(domain.bounce.as_ref()))
             .under("Size", exact(domain.bounce_bytes))
             .under("Used", exact(usage.bounce_used_bytes))
             .under("Largest hole", exact(usage.bounce_largest_hole_bytes))
@@ -127,11 +143,37 @@ fn apertures(sheet: &mut Sheet, domain: &v1::Domain) {
         None => sheet.value("Coherent", "none"),
         Some(_) => sheet
             .title("Coherent")
-            .under("Range", range(domain.coherent.as_ref()))
+            .under("Range", wire_range(domain.coherent.as_ref()))
             .under("Size", exact(domain.coherent_bytes))
             .under("Used", exact(usage.coherent_used_bytes))
             .under("Largest hole", exact(usage.coherent_largest_hole_bytes)),
     };
+}
+
+fn direct(sheet: &mut Sheet, domain: &v1::Domain) {
+    let usage = domain.usage.unwrap_or_default();
+    sheet
+        .title("Direct")
+        .under("Mappings", usage.direct_mappings)
+        .under("Generation", domain.direct_generation)
+        .under("Page table", exact(usage.table_bytes));
+    ranges(sheet, "Reserved", &domain.reserved, "nothing");
+    ranges(sheet, "Allowed", &domain.allowed, "anywhere");
+    ranges(sheet, "May lie in", &domain.direct_ranges, "nowhere");
+}
+
+/// One a line, under the key.
+fn ranges(sheet: &mut Sheet, key: &str, ranges: &[v1::IovaRange], none: &str) {
+    if ranges.is_empty() {
+        sheet.under(key, none);
+    }
+    for (place, range) in ranges.iter().enumerate() {
+        // Further ranges stand under the first.
+        match place {
+            0 => sheet.under(key, said(range)),
+            _ => sheet.more(said(range)),
+        };
+    }
 }
 
 fn quotas(sheet: &mut Sheet, domain: &v1::Domain) {
@@ -155,6 +197,10 @@ fn quotas(sheet: &mut Sheet, domain: &v1::Domain) {
         .under(
             "Memories",
             format!("{} of {}", usage.memories, quotas.memories),
+        )
+        .under(
+            "Direct mappings",
+            format!("{} of {}", usage.direct_mappings, quotas.direct),
         );
 }
 
@@ -179,16 +225,18 @@ fn scrub(domain: &v1::Domain) -> String {
     word(domain.scrub().as_str_name(), "SCRUB_")
 }
 
-fn range(range: Option<&v1::IovaRange>) -> String {
-    match range {
-        None => "-".to_owned(),
-        Some(range) => hex_range(range.start, range.last),
+/// For a cell of a table: a few, and how many more there are.
+fn some_ranges(ranges: &[v1::IovaRange]) -> String {
+    let shown: Vec<_> = ranges.iter().take(RANGES_SHOWN).map(said).collect();
+    match ranges.len() - shown.len() {
+        0 if shown.is_empty() => "-".to_owned(),
+        0 => shown.join(","),
+        more => format!("{} and {more} more", shown.join(",")),
     }
 }
 
-/// `0x1000-0x1fff`, both included.
-pub(super) fn hex_range(start: u64, last: u64) -> String {
-    format!("{start:#x}-{last:#x}")
+fn said(range: &v1::IovaRange) -> String {
+    hex(range.start, range.last)
 }
 
 #[cfg(test)]
@@ -198,6 +246,10 @@ mod tests {
     use crate::cli::Format;
 
     const NOW_MS: u64 = 1_767_225_600_000;
+
+    fn wire(start: u64, last: u64) -> v1::IovaRange {
+        v1::IovaRange { start, last }
+    }
 
     fn domain() -> v1::Domain {
         v1::Domain {
@@ -218,16 +270,22 @@ mod tests {
                 sessions: 512,
                 mappings: 65536,
                 memories: 1024,
+                direct: 131_072,
             }),
             usage: Some(v1::DomainUsage {
                 sessions: 1,
                 streaming_mappings: 3,
                 bounce_used_bytes: 12288,
                 bounce_largest_hole_bytes: (64 << 20) - 16384,
+                direct_mappings: 2,
+                table_bytes: 16384,
                 ..v1::DomainUsage::default()
             }),
             max_mapping_bytes: (64 << 20) - 16384,
             generation: 7,
+            direct_generation: 5,
+            reserved: vec![wire(0, 0xfff), wire(0x1000_0000, 0x1fff_ffff)],
+            direct_ranges: vec![wire(0x400_0000, 0xfff_ffff)],
             ..v1::Domain::default()
         }
     }
@@ -245,8 +303,8 @@ mod tests {
         let text = List::of(vec![domain()]).text(&style(Format::Table));
         assert_eq!(
             text,
-            "NAME   BOUNCE          COHERENT   SESSIONS   MAPPINGS   AGE\n\
-             d0     12 KiB/64 MiB   none       1          3          5m\n"
+            "NAME   BOUNCE          COHERENT   SESSIONS   MAPPINGS   DIRECT   AGE\n\
+             d0     12 KiB/64 MiB   none       1          3          2        5m\n"
         );
     }
 
@@ -270,6 +328,11 @@ mod tests {
             "  Used:             12 KiB (12288 bytes)\n",
             "Coherent:           none\n",
             "  Mappings:         3 of 65536 (3 streaming, 0 coherent)\n",
+            "  Direct mappings:  2 of 131072\n",
+            "  Page table:       16 KiB (16384 bytes)\n",
+            "  Reserved:         0x0-0xfff\n                    0x10000000-0x1fffffff\n",
+            "  Allowed:          anywhere\n",
+            "  May lie in:       0x4000000-0xfffffff\n",
             "Sessions:           none\n",
         ] {
             assert!(text.contains(line), "{line:?} in\n{text}");
@@ -289,6 +352,14 @@ mod tests {
         let json = none.render(&style(Format::Json)).unwrap();
         assert_eq!(json, "{\n  \"domains\": []\n}\n");
         assert_eq!(none.nothing().unwrap(), "No domains found.");
+    }
+
+    #[test]
+    fn a_cell_shows_a_few_ranges_and_counts_the_others() {
+        let many = vec![wire(0, 1); RANGES_SHOWN + 3];
+        assert_eq!(some_ranges(&many), "0x0-0x1,0x0-0x1 and 3 more");
+        assert_eq!(some_ranges(&many[..1]), "0x0-0x1");
+        assert_eq!(some_ranges(&[]), "-");
     }
 
     #[test]

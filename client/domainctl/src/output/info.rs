@@ -40,6 +40,10 @@ fn process(sheet: &mut Sheet, info: &v1::Info, style: &Style) {
         .value("Runtime directory", &info.runtime_dir)
         .value("Open fds", info.open_fds)
         .value("Threads", info.threads);
+    // For tests only, so that nobody else needs to hear of it.
+    if info.poison {
+        sheet.value("Poison", "freed memory is overwritten");
+    }
 }
 
 fn holdings(sheet: &mut Sheet, info: &v1::Info) {
@@ -49,6 +53,7 @@ fn holdings(sheet: &mut Sheet, info: &v1::Info) {
         .under("Sessions", info.sessions)
         .under("Streaming mappings", info.streaming_mappings)
         .under("Coherent allocations", info.coherent_allocations)
+        .under("Direct mappings", info.direct_mappings)
         .under("Memories", info.memories)
         .under("Region memory", exact(info.region_bytes))
         .under("Region budget", exact(info.region_budget_bytes));

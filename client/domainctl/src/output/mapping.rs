@@ -3,18 +3,20 @@
 use domain_core::addr::Iova;
 use domaind_proto::v1;
 
-use super::domain::hex_range;
 use super::list::Row;
 use super::{Style, bare, word, yes_no};
+use crate::range::hex;
 use crate::size::human;
 
 impl Row for v1::Mapping {
     const PLURAL: &'static str = "mappings";
 
     fn headers(style: &Style) -> Vec<&'static str> {
-        let mut headers = vec!["IOVA", "LEN", "ID", "KIND", "DIRECTION", "SESSION", "STATE"];
+        let mut headers = vec![
+            "IOVA", "LEN", "ID", "KIND", "PERM", "MEMORY", "OFFSET", "SESSION", "STATE",
+        ];
         if style.wide() {
-            headers.extend(["RANGE", "PERM", "MEMORY", "OFFSET", "PERSISTENT"]);
+            headers.extend(["RANGE", "DIRECTION", "PERSISTENT"]);
         }
         headers
     }
@@ -23,9 +25,11 @@ impl Row for v1::Mapping {
         let mut cells = vec![
             Iova::new(self.iova).to_string(),
             human(self.len_bytes),
-            self.mapping_id.to_string(),
+            id(self),
             word(self.kind().as_str_name(), "MAPPING_KIND_"),
-            word(self.direction().as_str_name(), "DIRECTION_"),
+            word(self.perm().as_str_name(), "PERM_"),
+            in_memory(self, self.memory_id.to_string()),
+            in_memory(self, format!("{:#x}", self.offset)),
             bare(&self.session).to_owned(),
             word(self.state().as_str_name(), "MAPPING_STATE_"),
         ];
@@ -35,23 +39,42 @@ impl Row for v1::Mapping {
         cells
     }
 
+    /// A direct mapping has no number; `unmap` takes its range.
     fn name(&self) -> String {
-        format!("mappings/{}", self.mapping_id)
+        match self.kind() {
+            v1::MappingKind::Direct => format!("mappings/{}", range(self)),
+            _ => format!("mappings/{}", self.mapping_id),
+        }
     }
 }
 
 /// What stands under the wide headers.
-fn more(mapping: &v1::Mapping) -> [String; 5] {
-    let last = mapping.iova.saturating_add(mapping.len_bytes.max(1) - 1);
-    let streaming = mapping.kind() == v1::MappingKind::Streaming;
-    let of_streaming = |number: String| if streaming { number } else { "-".to_owned() };
+fn more(mapping: &v1::Mapping) -> [String; 3] {
     [
-        hex_range(mapping.iova, last),
-        word(mapping.perm().as_str_name(), "PERM_"),
-        of_streaming(mapping.memory_id.to_string()),
-        of_streaming(format!("{:#x}", mapping.offset)),
+        range(mapping),
+        word(mapping.direction().as_str_name(), "DIRECTION_"),
         yes_no(mapping.persistent).to_owned(),
     ]
+}
+
+fn range(mapping: &v1::Mapping) -> String {
+    let last = mapping.iova.saturating_add(mapping.len_bytes.max(1) - 1);
+    hex(mapping.iova, last)
+}
+
+fn id(mapping: &v1::Mapping) -> String {
+    match mapping.kind() {
+        v1::MappingKind::Direct => "-".to_owned(),
+        _ => mapping.mapping_id.to_string(),
+    }
+}
+
+/// What says something only where registered memory stands behind a mapping.
+fn in_memory(mapping: &v1::Mapping, number: String) -> String {
+    match mapping.kind() {
+        v1::MappingKind::Streaming | v1::MappingKind::Direct => number,
+        v1::MappingKind::Coherent | v1::MappingKind::Unspecified => "-".to_owned(),
+    }
 }
 
 /// An allocation just made. Its id names it in `free`.
@@ -110,6 +133,20 @@ mod tests {
         }
     }
 
+    fn direct() -> v1::Mapping {
+        v1::Mapping {
+            kind: v1::MappingKind::Direct.into(),
+            iova: 0x800_0000,
+            len_bytes: 4096,
+            perm: v1::Perm::Write.into(),
+            memory_id: 2,
+            offset: 0x1000,
+            state: v1::MappingState::Live.into(),
+            persistent: true,
+            ..v1::Mapping::default()
+        }
+    }
+
     fn style(format: Format) -> Style {
         Style {
             format,
@@ -120,12 +157,14 @@ mod tests {
 
     #[test]
     fn mappings_are_lines_of_a_table() {
-        let text = List::of(vec![mapping(), coherent()]).text(&style(Format::Table));
+        let all = List::of(vec![mapping(), coherent(), direct()]);
+        let text = all.text(&style(Format::Table));
         assert_eq!(
             text,
-            "IOVA        LEN      ID   KIND        DIRECTION   SESSION   STATE\n\
-             0x1000      4097 B   9    streaming   to-device   7         live\n\
-             0x4000000   8 KiB    10   coherent    -           -         live\n"
+            "IOVA        LEN      ID   KIND        PERM         MEMORY   OFFSET   SESSION   STATE\n\
+             0x1000      4097 B   9    streaming   read         1        0x200    7         live\n\
+             0x4000000   8 KiB    10   coherent    read-write   -        -        -         live\n\
+             0x8000000   4 KiB    -    direct      write        2        0x1000   -         live\n"
         );
     }
 
@@ -141,7 +180,7 @@ mod tests {
     #[test]
     fn the_range_ends_with_the_last_byte() {
         assert_eq!(more(&mapping())[0], "0x1000-0x2000");
-        assert_eq!(more(&coherent())[2], "-");
+        assert_eq!(more(&mapping())[1], "to-device");
     }
 
     #[test]
@@ -150,5 +189,9 @@ mod tests {
         assert_eq!(list.names(), ["domains/d0/mappings/9"]);
         let one = One::within("domains/d0", coherent());
         assert_eq!(one.names(), ["domains/d0/mappings/10"]);
+        let one = One::within("domains/d0", direct());
+        let [name] = one.names().try_into().unwrap();
+        assert_eq!(name, "domains/d0/mappings/0x8000000-0x8000fff");
+        assert!(crate::range::parse(&name).is_ok(), "unmap takes it");
     }
 }

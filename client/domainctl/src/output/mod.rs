@@ -1,6 +1,7 @@
 //! How answers are printed: one view of the data, five formats.
 
 mod describe;
+mod direct;
 mod domain;
 mod info;
 mod json;
@@ -19,6 +20,7 @@ use serde::Serialize;
 use crate::cli::{Format, Global};
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::range;
 use crate::time;
 
 pub(crate) use describe::Sheet;
@@ -93,6 +95,14 @@ fn bare(name: &str) -> &str {
     match name.rsplit('/').next() {
         None | Some("") => "-",
         Some(bare) => bare,
+    }
+}
+
+/// `0x1000-0x1fff`, both included; `-` of nothing.
+fn wire_range(range: Option<&domaind_proto::v1::IovaRange>) -> String {
+    match range {
+        None => "-".to_owned(),
+        Some(range) => range::hex(range.start, range.last),
     }
 }
 
