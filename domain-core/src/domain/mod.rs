@@ -16,6 +16,7 @@ mod transit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::direct::{Behind, ResetError, Translated, TranslationError};
 use self::state::{DrainJob, State};
 use self::transit::{Draining, Reservation, Syncing};
 use crate::addr::Iova;
