@@ -3,6 +3,7 @@
 use super::*;
 use crate::alloc::{AllocError, AllocRequest};
 use crate::coherent::{AllocCoherentError, CoherentSpec, FreeCoherentError};
+use crate::domain::{Behind, Translated};
 use crate::mapping::MappingId;
 use crate::perm::Perm;
 
@@ -68,17 +69,22 @@ fn an_allocation_lies_above_the_bounce_aperture_and_shows_its_exact_length() {
         let entry = Entry {
             range: IovaRange::from_len(start, len).unwrap(),
             target: Target {
-                region: ApertureKind::Coherent,
+                region: RegionId::COHERENT,
                 offset_bytes: 0,
             },
             perm: Perm::ReadWrite,
         };
         assert_eq!(made.range, entry.range);
         assert_eq!(table(&domain).1, [entry]);
-        assert_eq!(
-            domain.translate(made.range, Perm::ReadWrite).unwrap(),
-            [entry]
-        );
+        let piece = Translated {
+            range: entry.range,
+            behind: Behind::Aperture(ApertureKind::Coherent),
+            offset: 0,
+            perm: entry.perm,
+        };
+        let (pieces, generation) = domain.translate(made.range, Perm::ReadWrite).unwrap();
+        assert_eq!(pieces, [piece]);
+        assert_eq!(generation, domain.usage().generation);
         let used = domain.usage().coherent_aperture.used_bytes;
         assert_eq!(used, len.next_multiple_of(P));
         domain.free_coherent(DRIVER, start, made.id).unwrap();

@@ -19,10 +19,11 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{SealFlags, fcntl_add_seals};
 
-use super::{Close, Domain, Occupancy, Scrub, Usage};
+use super::{Close, Domain, Occupancy, Scrub, Settings, UpdateError, Usage};
 use crate::addr::{Iova, IovaRange};
+use crate::aperture::ScrubWith;
 use crate::batch::{BatchMode, BatchResult};
-use crate::iotlb::{Entry, Target};
+use crate::iotlb::{Entry, RegionId, Target};
 use crate::layout::{ApertureKind, LayoutSpec};
 use crate::limits::Quotas;
 use crate::mapping::MappingMissing;
@@ -59,7 +60,11 @@ fn empty_domain(bounce_pages: u64, coherent_pages: u64, scrub: Scrub) -> Domain 
         ..LayoutSpec::default()
     };
     let layout = layout.plan().unwrap();
-    Domain::create("test", layout, Quotas::default(), scrub).unwrap()
+    let settings = Settings {
+        scrub,
+        ..Settings::default()
+    };
+    Domain::create("test", layout, settings, ScrubWith::Zero).unwrap()
 }
 
 /// The same with two drivers and a device.
@@ -84,7 +89,7 @@ impl Buffer {
         let file = File::from(fd.try_clone().unwrap());
         file.write_all_at(&pattern(pages * P, 1), 0).unwrap();
         let memory = ClientMemory::accept(fd, true).unwrap();
-        let id = domain.register(owner, memory).unwrap();
+        let id = domain.register(owner, memory, false).unwrap();
         Buffer { id, file }
     }
 
@@ -120,6 +125,17 @@ fn size(bytes: u64) -> usize {
 fn pattern(len: u64, seed: u64) -> Vec<u8> {
     let byte = |at| u8::try_from((at * 7 + seed * 83) % 251 + 1).unwrap();
     (0..len).map(byte).collect()
+}
+
+/// Other quotas, and nothing else changed.
+fn set_quotas(domain: &Domain, quotas: Quotas) -> Result<(), UpdateError> {
+    domain.update(|settings| Ok(Settings { quotas, ..settings }))
+}
+
+/// Another scrubbing policy, and nothing else changed.
+fn set_scrub(domain: &Domain, scrub: Scrub) {
+    let change = |settings| Ok::<_, UpdateError>(Settings { scrub, ..settings });
+    domain.update(change).unwrap();
 }
 
 /// The answer to a batch of one.
@@ -222,14 +238,7 @@ fn backing(domain: &Domain, iova: Iova) -> (&crate::region::SharedMemory, u64) {
 
 /// Everything that a refused request must leave as it was.
 fn table(domain: &Domain) -> (Usage, Vec<Entry>) {
-    let whole = IovaRange::new(Iova::new(0), Iova::new(u64::MAX)).unwrap();
-    let mut entries = Vec::new();
-    let mut rest = Some(whole);
-    while let Some(entry) = rest.and_then(|rest| domain.lookup(rest)) {
-        entries.push(entry);
-        let next = entry.range.last().checked_add(1);
-        rest = next.map(|next| IovaRange::new(next, whole.last()).unwrap());
-    }
+    let entries = domain.look().iotlb.entries().copied().collect();
     (domain.usage(), entries)
 }
 

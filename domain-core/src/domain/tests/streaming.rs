@@ -140,7 +140,7 @@ fn the_iotlb_shows_exactly_the_length_with_the_perm_of_the_direction() {
         let entry = Entry {
             range: visible(mapped),
             target: Target {
-                region: ApertureKind::Bounce,
+                region: RegionId::BOUNCE,
                 // The aperture begins at 0.
                 offset_bytes: mapped.iova.get(),
             },
@@ -648,10 +648,10 @@ fn a_changed_scrub_policy_holds_from_the_next_unmap_on() {
     let buffer = Buffer::register(&domain, DRIVER, 1);
     let mapped = map(&domain, DRIVER, buffer.spec(0, P, Direction::ToDevice)).unwrap();
 
-    domain.update(|quotas, _| (quotas, Scrub::OnUnmap)).unwrap();
+    set_scrub(&domain, Scrub::OnUnmap);
     unmap(&domain, DRIVER, ending(mapped)).unwrap();
 
-    assert_eq!(domain.scrub(), Scrub::OnUnmap);
+    assert_eq!(domain.settings().scrub, Scrub::OnUnmap);
     assert_eq!(seen(&domain, visible(mapped)), vec![0; size(P)]);
 }
 
@@ -706,7 +706,7 @@ fn read_only_memory_is_bounced_to_the_device_and_no_other_way() {
     let domain = domain(8, 0);
     let fd = driver_memfd("read-only", P).unwrap();
     let id = domain
-        .register(DRIVER, ClientMemory::accept(fd, false).unwrap())
+        .register(DRIVER, ClientMemory::accept(fd, false).unwrap(), false)
         .unwrap();
 
     for direction in [Direction::FromDevice, Direction::Bidirectional] {

@@ -74,7 +74,8 @@ fn a_mapping_that_is_being_made_is_counted_but_absent() {
         domain.unregister(DRIVER, buffer.id),
         Err(UnregisterError::InUse {
             id: buffer.id,
-            mappings: 1
+            mappings: 1,
+            direct: 0
         })
     );
     assert!(matches!(
@@ -254,7 +255,7 @@ fn memory_of_a_session_that_left_stays_open_for_the_copy_and_no_longer() {
     let domain = domain(8, 0);
     let fd = driver_memfd("copy-keeps-open", P).unwrap();
     let memory = ClientMemory::accept(fd, true).unwrap();
-    let id = domain.register(DRIVER, memory).unwrap();
+    let id = domain.register(DRIVER, memory, false).unwrap();
     let spec = MapSpec::new(id, 0, 100, Direction::Bidirectional);
     let mapped = map(&domain, DRIVER, spec).unwrap();
     let copying = syncing(&domain, part(mapped, 0, 100, SyncTarget::ForCpu));

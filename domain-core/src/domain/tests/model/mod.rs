@@ -26,6 +26,7 @@ const QUOTAS: Quotas = Quotas {
     sessions: 3,
     mappings: 7,
     memories: 4,
+    direct: 6,
 };
 
 struct ModelMemory {
@@ -104,7 +105,7 @@ fn heard<T, U, E: std::fmt::Debug>(
 impl Model {
     fn new() -> Model {
         let domain = empty_domain(BOUNCE_PAGES, COHERENT_PAGES, Scrub::OnMap);
-        domain.update(|_, _| (QUOTAS, Scrub::OnMap)).unwrap();
+        set_quotas(&domain, QUOTAS).unwrap();
         Model {
             domain,
             scrub: Scrub::OnMap,
@@ -139,7 +140,7 @@ impl Model {
                 self.free(SessionId::new(*who), iova, id);
             }
             Op::Scrub(scrub) => {
-                self.domain.update(|_, _| (QUOTAS, *scrub)).unwrap();
+                set_scrub(&self.domain, *scrub);
                 self.scrub = *scrub;
             }
             Op::DeviceWrites(at, len, byte) => {
@@ -257,7 +258,7 @@ impl Model {
         file.write_all_at(&bytes, 0).unwrap();
         let memory = ClientMemory::accept(fd, writable).unwrap();
 
-        match self.domain.register(session, memory) {
+        match self.domain.register(session, memory, false) {
             Ok(id) => {
                 assert!(expected.is_ok());
                 assert!(!self.memory_ids.contains(&id));
@@ -298,7 +299,11 @@ impl Model {
             self.memory_of(session, id)?;
             match self.users_of(id) {
                 0 => Ok(()),
-                mappings => Err(UnregisterError::InUse { id, mappings }),
+                mappings => Err(UnregisterError::InUse {
+                    id,
+                    mappings,
+                    direct: 0,
+                }),
             }
         })();
         assert_eq!(self.domain.unregister(session, id), expected);
@@ -727,9 +732,9 @@ impl Model {
                 range: held.visible,
                 target: Target {
                     region: if is_bounce {
-                        ApertureKind::Bounce
+                        RegionId::BOUNCE
                     } else {
-                        ApertureKind::Coherent
+                        RegionId::COHERENT
                     },
                     offset_bytes: held.visible.start().get() - base,
                 },
@@ -752,7 +757,7 @@ impl Model {
             .mappings(MappingFilter::default(), Iova::new(0), 99);
         assert_eq!(listed.len(), self.held.len());
         for (view, held) in listed.iter().zip(&self.held) {
-            assert_eq!((view.id, view.owner), (held.id, held.owner));
+            assert_eq!((view.id, view.owner), (Some(held.id), held.owner));
             assert_eq!((view.visible, view.phase), (held.visible, Phase::Live));
         }
     }
