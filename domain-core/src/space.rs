@@ -289,8 +289,19 @@ impl Space {
             [] => whole.as_slice(),
             some => some,
         };
-        let below = |range: &IovaRange| IovaRange::new(range.start(), range.last().min(limit)).ok();
-        let windows = allowed.iter().filter_map(below);
+        // Ranges that touch are one place.
+        let mut joined: Vec<IovaRange> = Vec::with_capacity(allowed.len());
+        for &range in allowed.iter().filter(|range| range.start() <= limit) {
+            let last = range.last().min(limit);
+            let start = match joined.last() {
+                Some(before) if before.last().checked_add(1) == Some(range.start()) => {
+                    joined.pop().expect("it is there").start()
+                }
+                _ => range.start(),
+            };
+            joined.push(IovaRange::new(start, last).expect("it starts at the limit or below"));
+        }
+        let windows = joined.into_iter();
         windows.filter_map(|range| self.window(range)).collect()
     }
 
@@ -532,6 +543,18 @@ mod tests {
         assert_eq!(space.place(3 * P, 0, None), no_space(3 * P, 2 * P));
         // Fixed places are not bound by them.
         assert_eq!(space.check(pages(100, 100)), Ok(()));
+    }
+
+    #[test]
+    fn allowed_ranges_that_touch_are_one_place() {
+        let mut space = whole();
+        // They meet in the middle of page 5.
+        let allowed = vec![range(5 * P + 9, 7 * P - 1), range(4 * P, 5 * P + 8)];
+        restricted(&mut space, vec![], allowed.clone());
+        assert_eq!(space.place(3 * P, 0, None), Ok(pages(4, 6)));
+        assert_eq!(space.place(4 * P, 0, None), no_space(4 * P, 3 * P));
+        // They are shown as they were given.
+        assert_eq!(space.restrictions().allowed(), [allowed[1], allowed[0]]);
     }
 
     #[test]
