@@ -85,6 +85,13 @@ fn ordered(mut ranges: Vec<IovaRange>) -> Result<Vec<IovaRange>, RestrictionErro
     }
 }
 
+/// The lowest of some disjoint ranges, by address, that overlaps a range.
+fn first_overlapping(ranges: &[IovaRange], range: IovaRange) -> Option<IovaRange> {
+    let behind = ranges.partition_point(|there| there.last() < range.start());
+    let there = ranges.get(behind).copied();
+    there.filter(|there| there.overlaps(range))
+}
+
 /// Why no direct mapping may lie at a given place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the docs
@@ -148,10 +155,8 @@ impl Space {
         if let Some(apertures) = self.apertures.filter(|there| there.overlaps(range)) {
             return Err(PlaceError::Aperture { range, apertures });
         }
-        let reserved = &self.restrictions.reserved;
-        let behind = reserved.partition_point(|there| there.last() < range.start());
-        match reserved.get(behind).filter(|there| there.overlaps(range)) {
-            Some(&reserved) => Err(PlaceError::Reserved { range, reserved }),
+        match first_overlapping(&self.restrictions.reserved, range) {
+            Some(reserved) => Err(PlaceError::Reserved { range, reserved }),
             None => Ok(()),
         }
     }
@@ -205,7 +210,8 @@ impl Space {
         }
     }
 
-    /// Other restrictions, for a space in which these ranges are mapped.
+    /// Other restrictions, for a space in which these ranges are mapped, by
+    /// address.
     ///
     /// # Errors
     /// [`RestrictionError::InUse`] for a reserved range over one of them or over
@@ -213,17 +219,17 @@ impl Space {
     pub(crate) fn restrict(
         &mut self,
         restrictions: Restrictions,
-        mapped: impl Iterator<Item = IovaRange> + Clone,
+        mapped: &[IovaRange],
     ) -> Result<(), RestrictionError> {
         for &range in &restrictions.reserved {
             let hit = self.apertures.filter(|there| there.overlaps(range));
-            let hit = hit.or_else(|| mapped.clone().find(|there| there.overlaps(range)));
+            let hit = hit.or_else(|| first_overlapping(mapped, range));
             if let Some(hit) = hit {
                 return Err(RestrictionError::InUse { range, hit });
             }
         }
         self.restrictions = restrictions;
-        self.refill(mapped);
+        self.refill(mapped.iter().copied());
         Ok(())
     }
 
@@ -356,7 +362,7 @@ mod tests {
 
     fn restricted(space: &mut Space, reserved: Vec<IovaRange>, allowed: Vec<IovaRange>) {
         let restrictions = Restrictions::new(reserved, allowed).unwrap();
-        space.restrict(restrictions, std::iter::empty()).unwrap();
+        space.restrict(restrictions, &[]).unwrap();
     }
 
     fn no_space(want_bytes: u64, largest_hole_bytes: u64) -> Result<IovaRange, AllocError> {
@@ -445,7 +451,7 @@ mod tests {
             let mut space = space(u64::MAX, granule);
             let top = range(u64::MAX - 2 * granule.bytes() + 1, u64::MAX);
             let restrictions = Restrictions::new(vec![], vec![top]).unwrap();
-            space.restrict(restrictions, std::iter::empty()).unwrap();
+            space.restrict(restrictions, &[]).unwrap();
             assert_eq!(space.place(2 * granule.bytes(), 0, None), Ok(top));
             space.take(top);
             space.check_invariants(std::iter::once(top));
@@ -623,6 +629,6 @@ mod tests {
         mapped: &[IovaRange],
     ) -> Result<(), RestrictionError> {
         let restrictions = Restrictions::new(reserved, vec![]).unwrap();
-        space.restrict(restrictions, mapped.iter().copied())
+        space.restrict(restrictions, mapped)
     }
 }

@@ -528,7 +528,7 @@ impl State {
         }
         let entries = self.iotlb.direct_from(Iova::new(0));
         let mapped: Vec<_> = entries.map(|entry| entry.range).collect();
-        Ok(self.space.restrict(restrictions, mapped.into_iter())?)
+        Ok(self.space.restrict(restrictions, &mapped)?)
     }
 }
 

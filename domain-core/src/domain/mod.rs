@@ -168,7 +168,7 @@ impl Domain {
             restrictions,
         } = settings;
         let mut space = Space::new(&layout, Restrictions::default());
-        space.restrict(restrictions, std::iter::empty())?;
+        space.restrict(restrictions, &[])?;
         let aperture = |kind| {
             let range = layout.aperture(kind);
             range
