@@ -132,16 +132,17 @@ impl Domain {
         actor: Actor,
         ranges: &[IovaRange],
     ) -> Result<Removed, UnmapDirectError> {
+        let ranges = joined(ranges);
         let mut state = self.lock();
         state.may_act(actor)?;
-        // By start: a mapping that several ranges touch goes once.
-        let mut doomed = BTreeMap::new();
+        let mut doomed: Vec<Entry> = Vec::new();
         for range in ranges {
+            // A mapping that several ranges touch goes once.
+            let seen = doomed.last().map(|entry| entry.range);
             let hit = state.iotlb.direct_from(range.start());
-            let hit = hit.take_while(|entry| entry.range.overlaps(*range));
-            doomed.extend(hit.map(|entry| (entry.range.start(), *entry)));
+            let hit = hit.take_while(|entry| entry.range.overlaps(range));
+            doomed.extend(hit.filter(|entry| Some(entry.range) != seen));
         }
-        let doomed: Vec<_> = doomed.into_values().collect();
         state.remove_all(actor, &doomed)
     }
 
@@ -389,8 +390,11 @@ impl State {
             .memories
             .values()
             .any(|memory| memory.direct > 0 && !is_in_reach(actor, memory.owner));
+        if !foreign {
+            return Ok(());
+        }
         let mut entries = self.iotlb.direct_from(Iova::new(0));
-        match entries.find(|entry| foreign && !self.is_mine(actor, entry)) {
+        match entries.find(|entry| !self.is_mine(actor, entry)) {
             Some(entry) => Err(SetMapError::NotYours { range: entry.range }),
             None => Ok(()),
         }
@@ -549,6 +553,24 @@ fn blame_entry(
         },
         None => error,
     }
+}
+
+/// What some ranges cover together, by address: a thousand times the whole space
+/// is looked at once.
+fn joined(ranges: &[IovaRange]) -> Vec<IovaRange> {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_by_key(|range| range.start());
+    let mut joined: Vec<IovaRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut().filter(|before| before.overlaps(range)) {
+            Some(before) => {
+                let last = before.last().max(range.last());
+                *before = IovaRange::new(before.start(), last).expect("it begins no later");
+            }
+            None => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// By address, none overlapping another.
