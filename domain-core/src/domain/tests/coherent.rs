@@ -5,7 +5,6 @@ use crate::alloc::{AllocError, AllocRequest};
 use crate::coherent::{AllocCoherentError, CoherentSpec, FreeCoherentError};
 use crate::domain::{Behind, Translated};
 use crate::mapping::MappingId;
-use crate::perm::Perm;
 
 fn persistent(len: u64) -> CoherentSpec {
     CoherentSpec {

@@ -4,7 +4,7 @@ use super::*;
 use crate::alloc::AllocError;
 use crate::iotlb::TranslateError;
 use crate::mapping::{MappingFilter, MappingKind, Source, ViewKind};
-use crate::perm::Perm;
+
 use crate::region::SpanError;
 
 /// A MiB at 0: 256 pages, of which page 0 is kept back.

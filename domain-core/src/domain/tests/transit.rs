@@ -14,7 +14,6 @@ use crate::domain::transit::{Draining, Reservation, Syncing};
 use crate::iotlb::Iotlb;
 use crate::mapping::{MappingFilter, Phase};
 use crate::memory::UnregisterError;
-use crate::perm::Perm;
 
 const ALL: BatchMode = BatchMode::AllOrNothing;
 
