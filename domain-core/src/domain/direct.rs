@@ -172,7 +172,7 @@ impl Domain {
 
     /// Ends all streaming mappings, without copying back, and zeroes the bounce
     /// aperture. Answers how many there were. A Map that is under way is refused
-    /// at its end.
+    /// at its end; what is in transit is zeroed when it is freed.
     ///
     /// # Errors
     /// [`ResetError`]; nothing is changed.
@@ -181,6 +181,12 @@ impl Domain {
         let (ended, abandoned) = self.lock().end_streaming(actor, force)?;
         for chunk in abandoned.chunks(REFILL_ABOVE) {
             self.give_back(chunk, true);
+        }
+        // Nobody is ever given the first granule of the space, but a device may
+        // have written there.
+        if bounce.range().start() == Iova::new(0) {
+            let first = IovaRange::from_len(Iova::new(0), self.layout.granule().bytes());
+            bounce.scrub(first.expect("a granule is not empty"));
         }
         let mut next = Some(bounce.range().start());
         while let Some(from) = next {

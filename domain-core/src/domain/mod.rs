@@ -537,25 +537,27 @@ impl Domain {
         answers
     }
 
-    /// Frees granules that nobody can see any more, zeroed if asked. Does
-    /// nothing in a domain that has failed: guards call this while a panic
-    /// unwinds, and a second panic would end the process.
+    /// Frees granules that nobody can see any more, zeroed if asked, or if a
+    /// reset could not zero them because they were in transit. Does nothing in a
+    /// domain that has failed: guards call this while a panic unwinds, and a
+    /// second panic would end the process.
     fn give_back(&self, keys: &[Iova], scrub: bool) {
-        if scrub || self.is_poisoned() {
-            let parts: Vec<_> = match self.state.lock() {
-                Ok(state) => keys
-                    .iter()
-                    .map(|at| (state.held[at].aperture(), state.held[at].granules))
-                    .collect(),
-                Err(_) => return,
-            };
-            for (kind, granules) in parts {
-                self.held_aperture(kind).scrub(granules);
-            }
-        }
         let Ok(mut state) = self.state.lock() else {
             return;
         };
+        let is_stale = |at: &Iova| state.has_outlived_a_reset(*at);
+        if scrub || self.is_poisoned() || keys.iter().any(is_stale) {
+            let part = |at| (state.held[at].aperture(), state.held[at].granules);
+            let parts: Vec<_> = keys.iter().map(part).collect();
+            drop(state);
+            for (kind, granules) in parts {
+                self.held_aperture(kind).scrub(granules);
+            }
+            let Ok(again) = self.state.lock() else {
+                return;
+            };
+            state = again;
+        }
         let released: Vec<_> = keys.iter().map(|at| state.release(*at)).collect();
         drop(state);
         // The last to know a client's file may be among them: closed outside the lock.

@@ -375,7 +375,7 @@ impl State {
         {
             return Err(Denied::SessionEnded { session });
         }
-        if held.bounce().is_some() && held.epoch != self.bounce_epoch {
+        if self.has_outlived_a_reset(at) {
             return Err(Denied::BounceReset);
         }
         let aperture = layout
@@ -437,6 +437,12 @@ impl State {
             bounce: bounce.clone(),
             part,
         })
+    }
+
+    /// Was the bounce aperture reset while this was in transit?
+    pub(super) fn has_outlived_a_reset(&self, at: Iova) -> bool {
+        let held = &self.held[&at];
+        held.bounce().is_some() && held.epoch != self.bounce_epoch
     }
 
     /// Takes a live mapping out of sight.
