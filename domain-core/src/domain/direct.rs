@@ -357,7 +357,7 @@ impl State {
     }
 
     /// Everything about the memories of a table.
-    fn facts(
+    pub(super) fn facts(
         &self,
         actor: Actor,
         mappings: &[DirectMapping],
@@ -407,7 +407,7 @@ impl State {
     }
 
     /// Is a table that was checked before still right?
-    fn check_table(
+    pub(super) fn check_table(
         &self,
         actor: Actor,
         mappings: &[DirectMapping],

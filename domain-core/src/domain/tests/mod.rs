@@ -73,7 +73,18 @@ fn empty_domain(bounce_pages: u64, coherent_pages: u64, scrub: Scrub) -> Domain 
     Domain::create("test", layout, settings, ScrubWith::Zero).unwrap()
 }
 
-/// The same with two drivers and a device.
+/// The same, where memory that is freed or was never used is poison.
+fn poisoned_domain(bounce_pages: u64, coherent_pages: u64) -> Domain {
+    let layout = LayoutSpec {
+        bounce_bytes: bounce_pages * P,
+        coherent_bytes: coherent_pages * P,
+        ..LayoutSpec::default()
+    };
+    let layout = layout.plan().unwrap();
+    Domain::create("poisoned", layout, Settings::default(), ScrubWith::Poison).unwrap()
+}
+
+/// An empty domain with two drivers and a device.
 fn domain(bounce_pages: u64, coherent_pages: u64) -> Domain {
     let domain = empty_domain(bounce_pages, coherent_pages, Scrub::OnMap);
     domain.join(DRIVER, Role::Driver).unwrap();
