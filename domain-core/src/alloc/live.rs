@@ -86,22 +86,57 @@ impl Live {
         let last = start + len - 1;
         let page = self.page_mut(start);
         page.words[word_of(start)].starts |= bit(start);
+        if start >> PAGE_SHIFT == last >> PAGE_SHIFT {
+            page.words[word_of(last)].ends |= bit(last);
+            page.marks += 2;
+            return;
+        }
         page.marks += 1;
         let page = self.page_mut(last);
         page.words[word_of(last)].ends |= bit(last);
         page.marks += 1;
     }
 
-    /// Forgets what [`len_at`](Live::len_at) has found.
-    pub(super) fn remove(&mut self, start: u64, len: u64) {
+    /// Forgets an allocation of exactly that length. `false` if there is none,
+    /// and then nothing is changed.
+    pub(super) fn remove(&mut self, start: u64, len: u64) -> bool {
+        if self.remove_from_word(start, len) {
+            return true;
+        }
+        if self.len_at(start) != Some(len) {
+            return false;
+        }
         self.count -= 1;
         if len > LONGEST_MARKED {
             self.long.remove(&start);
-            return;
+            return true;
         }
         let last = start + len - 1;
         self.clear(start, |word| word.starts &= !bit(start));
         self.clear(last, |word| word.ends &= !bit(last));
+        true
+    }
+
+    /// As [`remove`](Live::remove), for what starts and ends in one word and
+    /// leaves others in its page, as most do.
+    fn remove_from_word(&mut self, start: u64, len: u64) -> bool {
+        let last = start % 64 + (len - 1);
+        let slot = self.near_slot(start >> PAGE_SHIFT);
+        let page = slot.and_then(|slot| self.near.get_mut(slot)?.as_mut());
+        let Some(page) = page.filter(|page| last < 64 && page.marks > 2) else {
+            return false;
+        };
+        let word = &mut page.words[word_of(start)];
+        let (starts, ends) = (bit(start), 1 << last);
+        let first_end = word.ends & (u64::MAX << (start % 64));
+        let is_exact = word.starts & starts != 0 && first_end & first_end.wrapping_neg() == ends;
+        if is_exact {
+            word.starts &= !starts;
+            word.ends &= !ends;
+            page.marks -= 2;
+            self.count -= 1;
+        }
+        is_exact
     }
 
     /// The allocation that a granule belongs to.

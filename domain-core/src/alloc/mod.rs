@@ -185,7 +185,8 @@ impl IovaAllocator {
             return Err(AllocError::BadAlignment { align_bytes });
         }
         let align = align_bytes.max(self.granule.bytes()) >> self.granule.shift();
-        let want = len_bytes.div_ceil(self.granule.bytes());
+        // Not a division, which would be a third of the time of a short alloc.
+        let want = ((len_bytes - 1) >> self.granule.shift()) + 1;
         let end = self.end(limit);
         let Some(at) = self.place(want, align, end) else {
             return Err(AllocError::NoSpace {
@@ -226,17 +227,10 @@ impl IovaAllocator {
     /// # Errors
     /// [`FreeError`] for anything else, twice the same included.
     pub fn free(&mut self, range: IovaRange) -> Result<(), FreeError> {
-        let start = range.start();
-        let at = start.get() >> self.granule.shift();
-        let len = self
-            .live
-            .len_at(at)
-            .ok_or(FreeError::NotAllocated { start })?;
-        let allocated = self.range(at, len);
-        if allocated != range {
-            return Err(FreeError::WrongSize { range, allocated });
-        }
-        self.live.remove(at, len);
+        let granules = self.grains(range);
+        let Some((at, len)) = granules.filter(|(at, len)| self.live.remove(*at, *len)) else {
+            return Err(self.why_not_freed(range));
+        };
         self.used -= len;
         if !self.magazines.put(at, len) {
             self.holes.give(at, len);
@@ -294,6 +288,18 @@ impl IovaAllocator {
         assert_eq!(next, self.last + 1, "runs make the whole");
         let used: u64 = self.live.iter().map(|(_, len)| len).sum();
         assert_eq!(used, self.used, "what is used is counted");
+    }
+
+    fn why_not_freed(&self, range: IovaRange) -> FreeError {
+        let start = range.start();
+        let at = start.get() >> self.granule.shift();
+        let len = self.live.len_at(at);
+        len.map_or(FreeError::NotAllocated { start }, |len| {
+            FreeError::WrongSize {
+                range,
+                allocated: self.range(at, len),
+            }
+        })
     }
 
     /// Takes `want` free granules below `end`, the first at a multiple of
@@ -364,7 +370,10 @@ impl IovaAllocator {
     /// The lowest live run that `at` is part of or lies below. There is one,
     /// and magazines are empty.
     fn live_above(&self, at: Grain) -> IovaRange {
-        let taken = self.holes.hole_at(at).map_or(at, |(start, len)| start + len);
+        let taken = self
+            .holes
+            .hole_at(at)
+            .map_or(at, |(start, len)| start + len);
         let (start, len) = self.live.covering(taken).expect("what is not free is live");
         self.range(start, len)
     }

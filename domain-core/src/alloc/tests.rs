@@ -121,9 +121,7 @@ fn alloc_at_names_what_is_in_the_way() {
     iovas.alloc_at(range(16 * P, 2 * P)).unwrap();
     for (start, len) in [(16, 2), (16, 1), (17, 1), (15, 2), (15, 3)] {
         let refused = iovas.alloc_at(range(start * P, len * P)).unwrap_err();
-        assert!(
-            matches!(refused, AllocAtError::Taken { hit, .. } if hit == range(16 * P, 2 * P))
-        );
+        assert!(matches!(refused, AllocAtError::Taken { hit, .. } if hit == range(16 * P, 2 * P)));
     }
     iovas.alloc_at(range(15 * P, P)).unwrap();
     iovas.alloc_at(range(18 * P, P)).unwrap();

@@ -33,7 +33,7 @@ mod tests;
 use std::ops::RangeInclusive;
 
 use self::node::{FEW, FULL, Node};
-use self::path::Path;
+use self::path::{Path, Step};
 
 /// A free run: first granule and number of granules.
 type Hole = (u64, u64);
@@ -235,7 +235,7 @@ impl Holes {
         let mut next = self.seek(0);
         std::iter::from_fn(move || {
             let path = self.at_or_after(next)?;
-            next = path.to(path.leaf, path.row + 1);
+            next = path.to(path.leaf(), path.row() + 1);
             Some(self.hole(&path))
         })
     }
@@ -264,7 +264,7 @@ impl Holes {
                 "the hole at {start} stands apart"
             );
             let found = self.seek(start);
-            let row = self.nodes[found.leaf].starts().get(found.row);
+            let row = self.nodes[found.leaf()].starts().get(found.row());
             assert_eq!(row, Some(&start), "the hole at {start} is found");
             last_end = Some(end_of((start, len)));
             count += 1;
@@ -310,7 +310,7 @@ impl Holes {
         assert!(want > 0, "a place for nothing");
         let (low, high) = (*window.start(), *window.end());
         // Granules lie below 2^63, so that nothing but 0 is a multiple of it.
-        if want > self.largest() || align_shift >= 63 {
+        if align_shift >= 63 {
             return None;
         }
         let column = self.column_of(align_shift);
@@ -336,15 +336,15 @@ impl Holes {
             return self.descend(Path::default(), self.root, want, column);
         }
         let mut path = self.seek(low);
-        if let Some(row) = self.fitting_row(path.leaf, path.row, want, column) {
-            return Some(path.to(path.leaf, row));
+        if let Some(row) = self.fitting_row(path.leaf(), path.row(), want, column) {
+            return Some(path.to(path.leaf(), row));
         }
         while let Some(step) = path.pop() {
-            let later = &self.nodes[step.node()].column(column)[step.row() + 1..];
+            let later = &self.nodes[step.node].column(column)[step.row + 1..];
             if let Some(on) = later.iter().position(|longest| *longest >= want) {
-                let row = step.row() + 1 + on;
-                path.push(step.node(), row);
-                let child = self.nodes[step.node()].child(row);
+                let row = step.row + 1 + on;
+                path.push(step.node, row);
+                let child = self.nodes[step.node].child(row);
                 return self.descend(path, child, want, column);
             }
         }
@@ -352,22 +352,15 @@ impl Holes {
     }
 
     /// The first hole below `node` that offers `want` granules.
-    fn descend(
-        &self,
-        mut path: Path,
-        mut node: usize,
-        want: u64,
-        column: usize,
-    ) -> Option<Path> {
-        while path.steps().len() < self.height {
+    fn descend(&self, mut path: Path, mut node: usize, want: u64, column: usize) -> Option<Path> {
+        while path.height() < self.height {
             let longest = self.nodes[node].column(column);
             let row = longest.iter().position(|longest| *longest >= want)?;
             path.push(node, row);
             node = self.nodes[node].child(row);
         }
-        path.leaf = node;
-        path.row = self.fitting_row(node, 0, want, column)?;
-        Some(path)
+        let row = self.fitting_row(node, 0, want, column)?;
+        Some(path.to(node, row))
     }
 
     fn fitting_row(&self, leaf: usize, from: usize, want: u64, column: usize) -> Option<usize> {
@@ -388,55 +381,47 @@ impl Holes {
             path.push(node, row);
             node = self.nodes[node].child(row);
         }
-        path.leaf = node;
-        path.row = self.nodes[node]
-            .starts()
-            .partition_point(|hole| *hole < start);
-        path
+        path.to(node, self.nodes[node].starts_below(start))
     }
 
     fn covering(&self, granule: u64) -> Option<Path> {
         let here = self.seek(granule);
-        let is_here = self.nodes[here.leaf].starts().get(here.row) == Some(&granule);
+        let is_here = self.nodes[here.leaf()].starts().get(here.row()) == Some(&granule);
         let path = if is_here { here } else { self.before(here)? };
         (granule < end_of(self.hole(&path))).then_some(path)
     }
 
     /// The last hole before a path.
     fn before(&self, mut path: Path) -> Option<Path> {
-        while path.row == 0 {
-            let step = path.pop()?;
-            path.row = step.row();
-            if path.row > 0 {
-                return Some(self.last_below(path, step.node()));
+        if path.row() > 0 {
+            return Some(path.to(path.leaf(), path.row() - 1));
+        }
+        loop {
+            let Step { mut node, row } = path.pop()?;
+            let Some(mut row) = row.checked_sub(1) else {
+                continue;
+            };
+            while path.height() < self.height {
+                path.push(node, row);
+                node = self.nodes[node].child(row);
+                row = self.nodes[node].rows() - 1;
             }
+            return Some(path.to(node, row));
         }
-        path.row -= 1;
-        Some(path)
-    }
-
-    fn last_below(&self, mut path: Path, mut node: usize) -> Path {
-        let mut row = path.row - 1;
-        while path.steps().len() < self.height {
-            path.push(node, row);
-            node = self.nodes[node].child(row);
-            row = self.nodes[node].rows() - 1;
-        }
-        path.to(node, row)
     }
 
     /// The hole at a path, or the first one after it.
     fn at_or_after(&self, mut path: Path) -> Option<Path> {
-        if path.row < self.nodes[path.leaf].rows() {
+        if path.row() < self.nodes[path.leaf()].rows() {
             return Some(path);
         }
         loop {
             let step = path.pop()?;
-            let (mut node, mut row) = (step.node(), step.row() + 1);
+            let (mut node, mut row) = (step.node, step.row + 1);
             if row == self.nodes[node].rows() {
                 continue;
             }
-            while path.steps().len() < self.height {
+            while path.height() < self.height {
                 path.push(node, row);
                 (node, row) = (self.nodes[node].child(row), 0);
             }
@@ -445,40 +430,36 @@ impl Holes {
     }
 
     fn hole(&self, path: &Path) -> Hole {
-        self.nodes[path.leaf].row(path.row)
+        self.nodes[path.leaf()].row(path.row())
     }
 
     /// The longest hole or aligned part of one below a node.
     fn longest(&self, node: usize, column: usize) -> u64 {
         let (table, shift) = (&self.nodes[node], self.shifts[column]);
-        let longest = if shift == 0 || !table.is_leaf() {
-            table.column(column).iter().copied().max()
-        } else {
-            (0..table.rows())
-                .map(|row| aligned_len(table.row(row), shift))
-                .max()
-        };
-        longest.unwrap_or(0)
+        if shift == 0 || !table.is_leaf() {
+            return table.column(column).iter().copied().fold(0, u64::max);
+        }
+        let offers = |row| aligned_len(table.row(row), shift);
+        (0..table.rows()).map(offers).fold(0, u64::max)
     }
 
     /// The longest of the holes that start at `from` or later and before `to`.
     fn longest_between(&self, from: u64, to: u64) -> u64 {
         let (low, high) = (self.seek(from), self.seek(to));
-        let longest = |lens: &[u64]| lens.iter().copied().max().unwrap_or(0);
-        let steps = || low.steps().iter().zip(high.steps());
+        let longest = |lens: &[u64]| lens.iter().copied().fold(0, u64::max);
+        let steps = || low.steps().zip(high.steps());
         let Some(fork) = steps().position(|(low, high)| low.row != high.row) else {
-            return longest(&self.nodes[low.leaf].lens()[low.row..high.row]);
+            return longest(&self.nodes[low.leaf()].lens()[low.row()..high.row()]);
         };
         let lens = |node: usize| self.nodes[node].lens();
-        let (left, right) = (low.steps()[fork], high.steps()[fork]);
-        let between = longest(&lens(left.node())[left.row() + 1..right.row()]);
+        let (left, right) = (low.step(fork), high.step(fork));
+        let between = longest(&lens(left.node)[left.row + 1..right.row]);
         let in_leaves =
-            longest(&lens(low.leaf)[low.row..]).max(longest(&lens(high.leaf)[..high.row]));
+            longest(&lens(low.leaf())[low.row()..]).max(longest(&lens(high.leaf())[..high.row()]));
         steps()
             .skip(fork + 1)
             .map(|(low, high)| {
-                longest(&lens(low.node())[low.row() + 1..])
-                    .max(longest(&lens(high.node())[..high.row()]))
+                longest(&lens(low.node)[low.row + 1..]).max(longest(&lens(high.node)[..high.row]))
             })
             .fold(between.max(in_leaves), u64::max)
     }
@@ -522,7 +503,7 @@ impl Holes {
             (_, 0) => self.change(&path, (hole, head)),
             _ => {
                 self.change(&path, (hole, head));
-                path.row += 1;
+                path = path.to(path.leaf(), path.row() + 1);
                 self.insert(path, (at + want, tail));
             }
         }
@@ -530,7 +511,7 @@ impl Holes {
 
     fn change(&mut self, path: &Path, to: Hole) {
         let was = self.hole(path);
-        self.nodes[path.leaf].set_row(path.row, to.0, to.1);
+        self.nodes[path.leaf()].set_row(path.row(), to.0, to.1);
         self.settle(path, Some(was), Some(to));
     }
 
@@ -538,14 +519,14 @@ impl Holes {
         self.count += 1;
         self.make_room(&mut path);
         self.reach_up(&path, hole.0);
-        self.nodes[path.leaf].insert_hole(path.row, hole.0, hole.1);
+        self.nodes[path.leaf()].insert_hole(path.row(), hole.0, hole.1);
         self.settle(&path, None, Some(hole));
     }
 
     fn remove(&mut self, path: &Path) {
         self.count -= 1;
         let was = self.hole(path);
-        self.nodes[path.leaf].remove(path.row);
+        self.nodes[path.leaf()].remove(path.row());
         self.settle(path, Some(was), None);
         self.mend(path);
     }
@@ -560,9 +541,9 @@ impl Holes {
     }
 
     fn settle_column(&mut self, path: &Path, column: usize, mut was: u64, mut now: u64) {
-        let mut child = path.leaf;
-        for step in path.steps().iter().rev() {
-            let known = self.nodes[step.node()].column(column)[step.row()];
+        let mut child = path.leaf();
+        for step in path.steps().rev() {
+            let known = self.nodes[step.node].column(column)[step.row];
             let longest = match () {
                 () if now >= known => now,
                 () if was < known => known,
@@ -571,20 +552,20 @@ impl Holes {
             if longest == known {
                 return;
             }
-            let parent = &mut self.nodes[step.node()];
-            parent.set_cell(column, step.row(), longest);
-            (was, now, child) = (known, longest, step.node());
+            let parent = &mut self.nodes[step.node];
+            parent.set_cell(column, step.row, longest);
+            (was, now, child) = (known, longest, step.node);
         }
     }
 
     /// A hole that grows or is cut may come to start past the next leaf's
     /// divide, which may be lower than that leaf's first hole. It is raised.
     fn reach_up(&mut self, path: &Path, start: u64) {
-        if path.row + 1 < self.nodes[path.leaf].rows() {
+        if path.row() + 1 < self.nodes[path.leaf()].rows() {
             return;
         }
-        for step in path.steps().iter().rev() {
-            let (node, next) = (&mut self.nodes[step.node()], step.row() + 1);
+        for step in path.steps().rev() {
+            let (node, next) = (&mut self.nodes[step.node], step.row + 1);
             if next < node.rows() {
                 if node.starts()[next] <= start {
                     node.set_start(next, start + 1);
@@ -596,12 +577,12 @@ impl Holes {
 
     /// The first hole of a leaf may come to start below the leaf's divide.
     fn reach_down(&mut self, path: &Path, start: u64) {
-        if path.row > 0 {
+        if path.row() > 0 {
             return;
         }
-        for step in path.steps().iter().rev() {
+        for step in path.steps().rev() {
             if step.row > 0 {
-                let (node, row) = (&mut self.nodes[step.node()], step.row());
+                let (node, row) = (&mut self.nodes[step.node], step.row);
                 if node.starts()[row] > start {
                     node.set_start(row, start);
                 }
@@ -616,11 +597,11 @@ impl Holes {
 impl Holes {
     /// Splits full nodes from the top down until the leaf at `path` has room.
     fn make_room(&mut self, path: &mut Path) {
-        if !self.nodes[path.leaf].is_full() {
+        if !self.nodes[path.leaf()].is_full() {
             return;
         }
         let has_room = |node: usize| !self.nodes[node].is_full();
-        let roomy = path.steps().iter().rposition(|step| has_room(step.node()));
+        let roomy = path.steps().rposition(|step| has_room(step.node));
         let top = roomy.unwrap_or_else(|| {
             self.grow();
             path.push_root(self.root);
@@ -641,7 +622,7 @@ impl Holes {
 
     /// Splits the child on the path; the path goes on to where it went.
     fn split_below(&mut self, path: &mut Path, depth: usize) {
-        let (node, row) = (path.steps()[depth].node(), path.steps()[depth].row());
+        let Step { node, row } = path.step(depth);
         let child = self.nodes[node].child(row);
         let upper = self.nodes[child].split();
         let kept = self.nodes[child].rows();
@@ -650,30 +631,29 @@ impl Holes {
         self.nodes[node].insert_child(row + 1, divide, new);
         self.measure(node, row);
         self.measure(node, row + 1);
-        match path.steps().get(depth + 1).map(|below| below.row()) {
-            Some(below) if below >= kept => {
+        if depth + 1 < self.height {
+            let below = path.step(depth + 1).row;
+            if below >= kept {
                 path.set(depth, node, row + 1);
                 path.set(depth + 1, new, below - kept);
             }
-            // What is inserted at the divide lies below it, so it stays here.
-            None if path.row > kept => {
-                path.set(depth, node, row + 1);
-                (path.leaf, path.row) = (new, path.row - kept);
-            }
-            _ => {}
+        } else if path.row() > kept {
+            // What is inserted at the divide lies below it and stays here.
+            path.set(depth, node, row + 1);
+            *path = path.to(new, path.row() - kept);
         }
     }
 
     /// Fills up nodes that have become too empty, from the leaf at `path` on
     /// upwards.
     fn mend(&mut self, path: &Path) {
-        let mut child = path.leaf;
-        for step in path.steps().iter().rev() {
+        let mut child = path.leaf();
+        for step in path.steps().rev() {
             if self.nodes[child].rows() >= FEW {
                 return;
             }
-            self.even_out(step.node(), step.row().saturating_sub(1));
-            child = step.node();
+            self.even_out(step.node, step.row.saturating_sub(1));
+            child = step.node;
         }
         if self.height > 0 && self.nodes[self.root].rows() == 1 {
             let old = self.root;

@@ -1,74 +1,88 @@
 //! The way from the root of the tree of holes to one row of a leaf.
 
-/// Every node but the root has at least eight rows, so that this many branches
-/// above a leaf are enough for more holes than memory can hold.
-pub(super) const TALLEST: usize = 12;
+/// Every node but the root has at least seven rows, so that this many branches
+/// above a leaf are enough for 2^31 holes, which is 36 GB of them.
+pub(super) const TALLEST: usize = 10;
 
 /// A branch, and the row of it that was followed.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Step {
-    pub(super) node: u32,
-    pub(super) row: u32,
-}
-
-/// Good until the shape of the tree changes.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Path {
-    steps: [Step; TALLEST],
-    height: usize,
-    pub(super) leaf: usize,
-    /// May be one past the last row: where a hole would be inserted.
+    pub(super) node: usize,
     pub(super) row: usize,
 }
 
-impl Step {
-    pub(super) fn node(self) -> usize {
-        self.node as usize
-    }
-
-    pub(super) fn row(self) -> usize {
-        self.row as usize
-    }
+/// Good until the shape of the tree changes. In small numbers, because paths
+/// are copied a lot: all of it is one cache line.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Path {
+    nodes: [u32; TALLEST],
+    rows: [u8; TALLEST],
+    height: u8,
+    row: u8,
+    leaf: u32,
 }
 
 impl Path {
+    pub(super) fn leaf(&self) -> usize {
+        self.leaf as usize
+    }
+
+    /// May be one past the last row: where a hole would be inserted.
+    pub(super) fn row(&self) -> usize {
+        usize::from(self.row)
+    }
+
+    pub(super) fn height(&self) -> usize {
+        usize::from(self.height)
+    }
+
+    /// The same branches, and below them that row.
+    pub(super) fn to(mut self, leaf: usize, row: usize) -> Path {
+        (self.leaf, self.row) = (small_node(leaf), small_row(row));
+        self
+    }
+
     pub(super) fn push(&mut self, node: usize, row: usize) {
-        self.steps[self.height] = Step::new(node, row);
+        let depth = self.height();
         self.height += 1;
+        self.set(depth, node, row);
     }
 
     pub(super) fn pop(&mut self) -> Option<Step> {
         self.height = self.height.checked_sub(1)?;
-        Some(self.steps[self.height])
+        Some(self.step(self.height()))
     }
 
-    /// The same branches, and below them that row.
-    pub(super) fn to(self, leaf: usize, row: usize) -> Path {
-        Path { leaf, row, ..self }
+    pub(super) fn step(&self, depth: usize) -> Step {
+        Step {
+            node: self.nodes[depth] as usize,
+            row: usize::from(self.rows[depth]),
+        }
     }
 
     /// From the root down.
-    pub(super) fn steps(&self) -> &[Step] {
-        &self.steps[..self.height]
+    pub(super) fn steps(&self) -> impl DoubleEndedIterator<Item = Step> + ExactSizeIterator {
+        (0..self.height()).map(|depth| self.step(depth))
     }
 
     pub(super) fn set(&mut self, depth: usize, node: usize, row: usize) {
-        self.steps[depth] = Step::new(node, row);
+        (self.nodes[depth], self.rows[depth]) = (small_node(node), small_row(row));
     }
 
     /// Above all: the tree has grown.
     pub(super) fn push_root(&mut self, node: usize) {
-        self.steps.copy_within(0..self.height, 1);
+        let all = 0..self.height();
+        self.nodes.copy_within(all.clone(), 1);
+        self.rows.copy_within(all, 1);
         self.height += 1;
         self.set(0, node, 0);
     }
 }
 
-impl Step {
-    fn new(node: usize, row: usize) -> Step {
-        Step {
-            node: u32::try_from(node).expect("fewer nodes than 2^32"),
-            row: u32::try_from(row).expect("fewer rows than 2^32"),
-        }
-    }
+fn small_node(node: usize) -> u32 {
+    u32::try_from(node).expect("fewer nodes than 2^32")
+}
+
+fn small_row(row: usize) -> u8 {
+    u8::try_from(row).expect("fewer rows than 2^8")
 }
