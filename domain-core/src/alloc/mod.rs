@@ -309,16 +309,19 @@ impl IovaAllocator {
         if align > self.last {
             return None;
         }
-        let window = 0..=end.checked_sub(1)?;
         let will_do = |at: Grain| at & (align - 1) == 0 && at + want <= end;
-        let shift = align.trailing_zeros();
         self.magazines
             .get(want, will_do)
-            .or_else(|| self.holes.take_first(want, shift, window.clone()))
-            .or_else(|| {
-                let has_more = self.drain();
-                has_more.then(|| self.holes.take_first(want, shift, window))?
-            })
+            .or_else(|| self.take_hole(want, align, end))
+            .or_else(|| self.drain().then(|| self.take_hole(want, align, end))?)
+    }
+
+    fn take_hole(&mut self, want: u64, align: u64, end: Grain) -> Option<Grain> {
+        if align == 1 && end > self.last {
+            return self.holes.take_good(want);
+        }
+        let window = 0..=end.checked_sub(1)?;
+        self.holes.take_first(want, align.trailing_zeros(), window)
     }
 
     /// Gives what is in magazines back to the holes. `false` if they were empty.

@@ -25,6 +25,7 @@
 //! six hold what fits into memory. A hole costs 17 bytes in a full leaf, 23 in
 //! one that is as full as random work leaves it, and 70 at worst.
 
+mod class;
 mod node;
 mod path;
 #[cfg(test)]
@@ -32,6 +33,7 @@ mod tests;
 
 use std::ops::RangeInclusive;
 
+use self::class::{class_bit, roomy_classes};
 use self::node::{FEW, FULL, Node};
 use self::path::{Path, Step};
 
@@ -124,6 +126,22 @@ impl Holes {
         window: RangeInclusive<u64>,
     ) -> Option<u64> {
         let (path, at) = self.find(want, align_shift, &window)?;
+        self.cut(path, at, want);
+        Some(at)
+    }
+
+    /// Takes `want` granules wherever they do least harm: from the start of the
+    /// lowest hole of the smallest class that surely fits, or else of the lowest
+    /// that fits. `None` only if none does.
+    ///
+    /// # Panics
+    /// If `want` is 0.
+    pub fn take_good(&mut self, want: u64) -> Option<u64> {
+        assert!(want > 0, "a place for nothing");
+        let path = self
+            .good_fit(want)
+            .or_else(|| self.first_from(0, want, 0))?;
+        let (at, _) = self.hole(&path);
         self.cut(path, at, want);
         Some(at)
     }
@@ -289,6 +307,8 @@ impl Holes {
         }
         for row in 0..rows {
             let child = self.nodes[node].child(row);
+            let classes = self.nodes[child].all_classes();
+            assert_eq!(self.nodes[node].classes()[row], classes, "classes below");
             for column in 0..self.shifts.len() {
                 let known = self.nodes[node].column(column)[row];
                 assert_eq!(known, self.longest(child, column), "the longest below");
@@ -328,6 +348,23 @@ impl Holes {
         let path = self.first_from(low, want, column)?;
         let at = align_up(self.hole(&path).0, align_shift);
         ends_inside(at).then_some((path, at))
+    }
+
+    /// The lowest hole of the smallest class in which all are long enough.
+    fn good_fit(&self, want: u64) -> Option<Path> {
+        let roomy = self.nodes[self.root].all_classes() & roomy_classes(want);
+        let smallest = roomy & roomy.wrapping_neg();
+        if smallest == 0 {
+            return None;
+        }
+        let mut path = Path::default();
+        let mut node = self.root;
+        while path.height() < self.height {
+            let row = self.nodes[node].class_row(smallest)?;
+            path.push(node, row);
+            node = self.nodes[node].child(row);
+        }
+        Some(path.to(node, self.nodes[node].class_row(smallest)?))
     }
 
     /// The first hole from `low` on that offers `want` granules.
@@ -533,10 +570,27 @@ impl Holes {
 
     /// Brings up to date what is known above a leaf in which `was` became `now`.
     fn settle(&mut self, path: &Path, was: Option<Hole>, now: Option<Hole>) {
+        let class = |hole: Option<Hole>| hole.map_or(0, |(_, len)| class_bit(len));
+        self.settle_classes(path, class(was), class(now));
         for column in 0..self.shifts.len() {
             let shift = self.shifts[column];
             let offers = |hole: Option<Hole>| hole.map_or(0, |hole| aligned_len(hole, shift));
             self.settle_column(path, column, offers(was), offers(now));
+        }
+    }
+
+    fn settle_classes(&mut self, path: &Path, mut was: u64, mut now: u64) {
+        let mut child = path.leaf();
+        for step in path.steps().rev() {
+            let known = self.nodes[step.node].classes()[step.row];
+            let gone = was & !now;
+            let is_gone = gone != 0 && !self.nodes[child].has_class(gone);
+            let classes = (known | now) & !if is_gone { gone } else { 0 };
+            if classes == known {
+                return;
+            }
+            self.nodes[step.node].set_classes(step.row, classes);
+            (was, now, child) = (known & !classes, classes & !known, step.node);
         }
     }
 
@@ -623,15 +677,21 @@ impl Holes {
     /// Splits the child on the path; the path goes on to where it went.
     fn split_below(&mut self, path: &mut Path, depth: usize) {
         let Step { node, row } = path.step(depth);
+        let is_leaf = depth + 1 == self.height;
+        // What is filled from the low end up, as at first all is, stays dense.
+        let keep = match is_leaf && path.row() == FULL {
+            true => FULL - FEW,
+            false => FULL / 2,
+        };
         let child = self.nodes[node].child(row);
-        let upper = self.nodes[child].split();
+        let upper = self.nodes[child].split(keep);
         let kept = self.nodes[child].rows();
         let divide = upper.starts()[0];
         let new = self.settle_in(upper);
         self.nodes[node].insert_child(row + 1, divide, new);
         self.measure(node, row);
         self.measure(node, row + 1);
-        if depth + 1 < self.height {
+        if !is_leaf {
             let below = path.step(depth + 1).row;
             if below >= kept {
                 path.set(depth, node, row + 1);
@@ -689,9 +749,11 @@ impl Holes {
         }
     }
 
-    /// Writes down the longest holes of the child in `row`.
+    /// Writes down the longest holes and the classes of the child in `row`.
     fn measure(&mut self, node: usize, row: usize) {
         let child = self.nodes[node].child(row);
+        let classes = self.nodes[child].all_classes();
+        self.nodes[node].set_classes(row, classes);
         for column in 0..self.shifts.len() {
             let longest = self.longest(child, column);
             self.nodes[node].set_cell(column, row, longest);

@@ -5,6 +5,8 @@
 //! child before, and `len` is the longest hole below it. What only branches
 //! have hangs off them in a box, so that the many leaves stay small.
 
+use super::class::{class_bit, lens_of};
+
 /// Rows of a full node: as many as make it eight cache lines.
 pub(super) const FULL: usize = 30;
 
@@ -31,6 +33,8 @@ pub(super) struct Node {
 #[derive(Debug)]
 struct Branch {
     children: [u32; FULL],
+    /// The classes of the holes below each child.
+    classes: Column,
     /// For each alignment ever asked for, the longest aligned hole per child.
     aligned: Vec<Column>,
 }
@@ -49,6 +53,7 @@ impl Node {
     pub(super) fn branch(alignments: usize) -> Node {
         let branch = Branch {
             children: [0; FULL],
+            classes: [0; FULL],
             aligned: vec![[0; FULL]; alignments],
         };
         Node {
@@ -91,6 +96,38 @@ impl Node {
 
     pub(super) fn child(&self, at: usize) -> usize {
         self.as_branch().children[at] as usize
+    }
+
+    /// The classes below each child.
+    pub(super) fn classes(&self) -> &[u64] {
+        &self.as_branch().classes[..self.rows]
+    }
+
+    pub(super) fn set_classes(&mut self, at: usize, classes: u64) {
+        self.as_branch_mut().classes[at] = classes;
+    }
+
+    /// The classes of all holes here and below.
+    pub(super) fn all_classes(&self) -> u64 {
+        let join = |all, classes| all | classes;
+        match &self.branch {
+            Some(_) => self.classes().iter().copied().fold(0, join),
+            None => self.lens().iter().copied().map(class_bit).fold(0, join),
+        }
+    }
+
+    /// Is there a hole of that class, which is given as a bit?
+    pub(super) fn has_class(&self, class: u64) -> bool {
+        self.class_row(class).is_some()
+    }
+
+    /// The first row with a hole of that class, which is given as a bit.
+    pub(super) fn class_row(&self, class: u64) -> Option<usize> {
+        if self.branch.is_some() {
+            return self.classes().iter().position(|all| all & class != 0);
+        }
+        let of_class = lens_of(class.trailing_zeros());
+        self.lens().iter().position(|len| of_class.contains(len))
     }
 
     /// Column 0 is the plain lengths, the others are alignments.
@@ -142,13 +179,13 @@ impl Node {
         self.rows -= 1;
     }
 
-    /// Takes the upper half off into a new node.
-    pub(super) fn split(&mut self) -> Node {
+    /// Takes all rows from `keep` on off into a new node.
+    pub(super) fn split(&mut self, keep: usize) -> Node {
         let alignments = self.branch.as_ref().map(|branch| branch.aligned.len());
         let mut upper = alignments.map_or_else(Node::leaf, Node::branch);
-        upper.copy_from(0, self, self.rows / 2..self.rows);
-        upper.rows = self.rows - self.rows / 2;
-        self.rows /= 2;
+        upper.copy_from(0, self, keep..self.rows);
+        upper.rows = self.rows - keep;
+        self.rows = keep;
         upper
     }
 
@@ -183,6 +220,7 @@ impl Node {
         self.lens.copy_within(rows.clone(), to);
         if let Some(branch) = &mut self.branch {
             branch.children.copy_within(rows.clone(), to);
+            branch.classes.copy_within(rows.clone(), to);
             for column in &mut branch.aligned {
                 column.copy_within(rows.clone(), to);
             }
@@ -195,6 +233,7 @@ impl Node {
         self.lens[target.clone()].copy_from_slice(&other.lens[rows.clone()]);
         if let (Some(ours), Some(theirs)) = (&mut self.branch, &other.branch) {
             ours.children[target.clone()].copy_from_slice(&theirs.children[rows.clone()]);
+            ours.classes[target.clone()].copy_from_slice(&theirs.classes[rows.clone()]);
             for (ours, theirs) in ours.aligned.iter_mut().zip(&theirs.aligned) {
                 ours[target.clone()].copy_from_slice(&theirs[rows.clone()]);
             }

@@ -126,7 +126,7 @@ type Op = (u8, u64, u64, u32, u64);
 
 fn op() -> impl Strategy<Value = Op> {
     let short_mostly = prop_oneof![4 => 1..4_u64, 1 => 1..80_u64];
-    (0..10_u8, 0..SPACE, short_mostly, 0..9_u32, 0..2 * SPACE)
+    (0..11_u8, 0..SPACE, short_mostly, 0..9_u32, 0..2 * SPACE)
 }
 
 fn run(holes: &mut Holes, model: &mut Granules, (kind, at, len, shift, high): Op) {
@@ -157,6 +157,15 @@ fn run(holes: &mut Holes, model: &mut Granules, (kind, at, len, shift, high): Op
             }
         }
         8 => {
+            let expected = model.first_fit(len, 0, 0, SPACE);
+            let taken = holes.take_good(len);
+            assert_eq!(taken.is_some(), expected.is_some(), "{len}");
+            if let Some(at) = taken {
+                assert!(model.is_free(at, len), "{len} at {at}");
+                model.set(at, len, false);
+            }
+        }
+        9 => {
             assert_eq!(holes.largest_in(at..=high), model.largest_in(at, high));
             assert_eq!(holes.largest(), model.largest_in(0, SPACE));
         }
