@@ -197,9 +197,8 @@ impl Space {
     /// Takes a place that is free.
     pub(crate) fn take(&mut self, range: IovaRange) {
         if let Some((first, len)) = self.granules(range) {
-            self.free
-                .take(first, len)
-                .expect("what nobody has mapped is free");
+            let was_free = self.free.take(first, len);
+            assert!(was_free, "what nobody has mapped is free");
         }
     }
 
