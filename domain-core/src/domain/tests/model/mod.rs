@@ -1,6 +1,8 @@
 //! Random operations against a model that is slow and obvious: it keeps every
-//! byte of every memory, and a list of what is live.
+//! byte of every memory, a list of what is live, and the direct table page by
+//! page.
 
+mod direct;
 mod ops;
 
 use std::collections::BTreeMap;
@@ -8,9 +10,11 @@ use std::io;
 
 use proptest::prelude::*;
 
+use self::direct::actor;
 use self::ops::{EndWish, MapWish, Op, SyncWish, Twist, ops};
 use super::*;
 use crate::alloc::{AllocError, AllocRequest};
+use crate::aperture::POISON;
 use crate::coherent::{AllocCoherentError, CoherentSpec, FreeCoherentError};
 use crate::limits::{Quota, QuotaExceeded};
 use crate::mapping::{MappingFilter, MappingId, Phase};
@@ -18,10 +22,13 @@ use crate::memory::{MemoryMissing, RegisterError, UnregisterError};
 use crate::region::SpanError;
 use crate::session::{Holdings, JoinError};
 
-/// Bounce pages 0 to 11, of which 0 is kept back; coherent pages 12 to 17.
+/// Pages of either aperture. They begin at 0, and page 0 is kept back, or at
+/// page 5, between direct mappings.
 const BOUNCE_PAGES: u64 = 12;
 const COHERENT_PAGES: u64 = 6;
 const PAGES: u64 = BOUNCE_PAGES + COHERENT_PAGES;
+/// Cuts page 40: pages 0 to 39 are whole.
+const LIMIT: u64 = 40 * P + 99;
 const QUOTAS: Quotas = Quotas {
     sessions: 3,
     mappings: 7,
@@ -30,7 +37,7 @@ const QUOTAS: Quotas = Quotas {
 };
 
 struct ModelMemory {
-    owner: SessionId,
+    owner: Option<SessionId>,
     bytes: Vec<u8>,
     writable: bool,
     sealed: bool,
@@ -51,11 +58,28 @@ impl ModelHeld {
     fn pages(&self) -> std::ops::Range<u64> {
         self.visible.start().get() / P..self.visible.last().get() / P + 1
     }
+
+    fn perm(&self) -> Perm {
+        self.spec
+            .map_or(Perm::ReadWrite, |spec| spec.direction.perm())
+    }
 }
 
 struct Model {
     domain: Domain,
+    /// First page of the apertures.
+    base: u64,
+    /// What freed memory is overwritten with.
+    scrub_byte: u8,
     scrub: Scrub,
+    quotas: Quotas,
+    restrictions: Restrictions,
+    /// By page number.
+    direct: BTreeMap<u64, direct::Page>,
+    /// Number of the youngest direct mapping.
+    next_entry: u64,
+    direct_generation: u64,
+    direct_before: Vec<DirectMapping>,
     sessions: BTreeMap<SessionId, Role>,
     memories: BTreeMap<MemoryId, ModelMemory>,
     /// Every id that ever was, so that dead ones are tried too.
@@ -63,7 +87,7 @@ struct Model {
     held: Vec<ModelHeld>,
     /// Every name that ever was.
     names: Vec<(Iova, MappingId)>,
-    /// All bytes of both apertures.
+    /// All bytes up to the end of the apertures, by address.
     shared: Vec<u8>,
     generation: u64,
     entries: Vec<Entry>,
@@ -103,29 +127,61 @@ fn heard<T, U, E: std::fmt::Debug>(
 }
 
 impl Model {
-    fn new() -> Model {
-        let domain = empty_domain(BOUNCE_PAGES, COHERENT_PAGES, Scrub::OnMap);
-        set_quotas(&domain, QUOTAS).unwrap();
+    fn new(base: u64, scrub_with: ScrubWith) -> Model {
+        let layout = LayoutSpec {
+            bounce_bytes: BOUNCE_PAGES * P,
+            coherent_bytes: COHERENT_PAGES * P,
+            aperture_base: base * P,
+            iova_limit: LIMIT,
+            ..LayoutSpec::default()
+        };
+        let settings = Settings {
+            quotas: QUOTAS,
+            ..Settings::default()
+        };
+        let layout = layout.plan().unwrap();
+        let domain = Domain::create("model", layout, settings, scrub_with).unwrap();
+        let scrub_byte = match scrub_with {
+            ScrubWith::Zero => 0,
+            ScrubWith::Poison => POISON,
+        };
         Model {
             domain,
+            base,
+            scrub_byte,
             scrub: Scrub::OnMap,
+            quotas: QUOTAS,
+            restrictions: Restrictions::default(),
+            direct: BTreeMap::new(),
+            next_entry: 0,
+            direct_generation: 0,
+            direct_before: Vec::new(),
             sessions: BTreeMap::new(),
             memories: BTreeMap::new(),
             memory_ids: Vec::new(),
             held: Vec::new(),
             names: Vec::new(),
-            shared: vec![0; size(PAGES * P)],
+            // New memory counts as freed.
+            shared: vec![scrub_byte; size((base + PAGES) * P)],
             generation: 0,
             entries: Vec::new(),
         }
+    }
+
+    fn bounce_pages(&self) -> std::ops::Range<u64> {
+        self.base..self.base + BOUNCE_PAGES
+    }
+
+    fn coherent_pages(&self) -> std::ops::Range<u64> {
+        self.base + BOUNCE_PAGES..self.base + PAGES
     }
 
     fn run(&mut self, op: &Op) {
         match op {
             Op::Join(who, role) => self.join(SessionId::new(*who), *role),
             Op::Leave(who) => self.leave(SessionId::new(*who)),
-            Op::Register(who, pages, writable) => {
-                self.register(SessionId::new(*who), *pages, *writable);
+            Op::Register(who, pages, writable, persistent) => {
+                self.register(SessionId::new(*who), *pages, *writable, *persistent);
             }
             Op::Unregister(who, which) => {
                 let id = self.memory_id(*which);
@@ -145,6 +201,7 @@ impl Model {
             }
             Op::DeviceWrites(at, len, byte) => {
                 let bytes = vec![*byte; size(*len)];
+                let at = &(self.base * P + at);
                 device_writes(&self.domain, Iova::new(*at), &bytes);
                 self.shared[size(*at)..size(at + len)].copy_from_slice(&bytes);
             }
@@ -168,6 +225,16 @@ impl Model {
                     memory.sealed = true;
                 }
             }
+            Op::MapDirect(who, mode, wishes) => self.map_direct(actor(*who), *mode, wishes),
+            Op::UnmapDirect(who, ranges) => self.unmap_direct(actor(*who), ranges),
+            Op::ClearMap(who, ranges) => self.clear_map(actor(*who), ranges),
+            Op::SetMap(who, table, expect) => self.set_map(actor(*who), table.as_deref(), *expect),
+            Op::ResetBounce(who, force) => self.reset(actor(*who), *force),
+            Op::Update(direct, scrub, reserved, allowed) => {
+                self.update(*direct, *scrub, reserved, allowed);
+            }
+            Op::Translate(range, want) => self.translate(*range, *want),
+            Op::Lookup(range) => self.lookup(*range),
         }
     }
 
@@ -231,20 +298,27 @@ impl Model {
         if self.sessions.remove(&session).is_none() {
             return;
         }
-        self.memories.retain(|_, memory| memory.owner != session);
+        self.memories
+            .retain(|_, memory| memory.owner != Some(session));
+        self.forget_direct_of_unknown_memories();
         let (gone, stay) = self
             .held
             .drain(..)
             .partition::<Vec<_>, _>(|held| held.owner == Some(session));
         self.held = stay;
-        gone.iter().for_each(|held| self.zero(held.pages()));
+        gone.iter().for_each(|held| self.scrub(held.pages()));
     }
 
     fn zero(&mut self, pages: std::ops::Range<u64>) {
         self.shared[size(pages.start * P)..size(pages.end * P)].fill(0);
     }
 
-    fn register(&mut self, session: SessionId, pages: u64, writable: bool) {
+    /// What happens to memory that is freed.
+    fn scrub(&mut self, pages: std::ops::Range<u64>) {
+        self.shared[size(pages.start * P)..size(pages.end * P)].fill(self.scrub_byte);
+    }
+
+    fn register(&mut self, session: SessionId, pages: u64, writable: bool, persistent: bool) {
         let expected = self
             .driver(session)
             .map_err(RegisterError::Denied)
@@ -258,13 +332,13 @@ impl Model {
         file.write_all_at(&bytes, 0).unwrap();
         let memory = ClientMemory::accept(fd, writable).unwrap();
 
-        match self.domain.register(session, memory, false) {
+        match self.domain.register(session, memory, persistent) {
             Ok(id) => {
                 assert!(expected.is_ok());
                 assert!(!self.memory_ids.contains(&id));
                 self.memory_ids.push(id);
                 let memory = ModelMemory {
-                    owner: session,
+                    owner: (!persistent).then_some(session),
                     bytes,
                     writable,
                     sealed: false,
@@ -279,7 +353,9 @@ impl Model {
     fn memory_of(&self, session: SessionId, id: MemoryId) -> Result<&ModelMemory, MemoryMissing> {
         match self.memories.get(&id) {
             None => Err(MemoryMissing::NoSuchMemory { id }),
-            Some(memory) if memory.owner != session => Err(MemoryMissing::NotYours { id }),
+            Some(memory) if memory.owner.is_some_and(|owner| owner != session) => {
+                Err(MemoryMissing::NotYours { id })
+            }
             Some(memory) => Ok(memory),
         }
     }
@@ -297,12 +373,12 @@ impl Model {
         let expected = (|| {
             self.driver(session)?;
             self.memory_of(session, id)?;
-            match self.users_of(id) {
-                0 => Ok(()),
-                mappings => Err(UnregisterError::InUse {
+            match (self.users_of(id), self.direct_users_of(id)) {
+                (0, 0) => Ok(()),
+                (mappings, direct) => Err(UnregisterError::InUse {
                     id,
                     mappings,
-                    direct: 0,
+                    direct,
                 }),
             }
         })();
@@ -425,7 +501,7 @@ impl Model {
             align_bytes: spec.align_bytes,
             limit: spec.limit,
         };
-        let pages = self.fits(1..BOUNCE_PAGES, request)?;
+        let pages = self.fits(self.bounce_pages(), request)?;
         let visible = |page| IovaRange::from_len(Iova::new(page * P + lead), spec.len_bytes);
         Ok(pages
             .into_iter()
@@ -454,7 +530,7 @@ impl Model {
         let is_usable = |page: u64| {
             let below_limit = limit.is_none_or(|last| page * P + P - 1 <= last.get());
             let is_free = !self.held.iter().any(|held| held.pages().contains(&page));
-            pages.contains(&page) && below_limit && is_free
+            page > 0 && pages.contains(&page) && below_limit && is_free
         };
         // For each page, how many may be used from there on.
         let run = |page: u64| (page..).take_while(|page| is_usable(*page)).count() as u64;
@@ -522,7 +598,7 @@ impl Model {
         id: MappingId,
     ) -> Result<MapSpec, MappingMissing> {
         let missing = MappingMissing::NoSuchMapping { iova, id };
-        let is_coherent = iova.get() >= BOUNCE_PAGES * P;
+        let is_coherent = iova.get() >= self.coherent_pages().start * P;
         if is_coherent {
             return Err(missing);
         }
@@ -568,8 +644,8 @@ impl Model {
             if outcome.is_ok() {
                 let at = self.held.iter().position(|held| held.id == end.id).unwrap();
                 let ended = self.held.remove(at);
-                if self.scrub == Scrub::OnUnmap {
-                    self.zero(ended.pages());
+                if self.scrub == Scrub::OnUnmap || self.scrub_byte != 0 {
+                    self.scrub(ended.pages());
                 }
             }
         }
@@ -694,7 +770,7 @@ impl Model {
         let expected = (|| {
             self.driver(session)?;
             Self::room(Quota::Mappings, QUOTAS.mappings, self.held.len())?;
-            Ok::<_, AllocCoherentError>(self.fits(BOUNCE_PAGES..PAGES, spec.place)?)
+            Ok::<_, AllocCoherentError>(self.fits(self.coherent_pages(), spec.place)?)
         })();
         let answer = self.domain.alloc_coherent(session, spec);
         assert_eq!(answer.as_ref().err(), expected.as_ref().err());
@@ -722,7 +798,7 @@ impl Model {
             self.driver(session)?;
             let held = self.named(session, iova, id);
             // A streaming mapping is no allocation, whoever owns it.
-            if iova.get() < BOUNCE_PAGES * P {
+            if iova.get() < self.coherent_pages().start * P {
                 return Err(MappingMissing::NoSuchMapping { iova, id }.into());
             }
             held.map(|_| ()).map_err(FreeCoherentError::Missing)
@@ -731,7 +807,7 @@ impl Model {
         if expected.is_ok() {
             let at = self.held.iter().position(|held| held.id == id).unwrap();
             let freed = self.held.remove(at);
-            self.zero(freed.pages());
+            self.scrub(freed.pages());
         }
     }
 
@@ -739,20 +815,21 @@ impl Model {
         self.domain.check_invariants();
         self.check_bytes();
         self.check_table();
+        self.check_direct();
         self.check_counts();
     }
 
     /// What is live shows exactly the model's bytes. What is free may have been
-    /// zeroed at any time, and shows nothing new.
+    /// scrubbed at any time, and shows nothing new.
     fn check_bytes(&mut self) {
-        for page in 0..PAGES {
+        for page in self.base..self.base + PAGES {
             let range = IovaRange::from_len(Iova::new(page * P), P).unwrap();
             let actual = seen(&self.domain, range);
             let model = &mut self.shared[size(page * P)..size(page * P + P)];
             let is_live = self.held.iter().any(|held| held.pages().contains(&page));
-            let is_zero = actual.iter().all(|byte| *byte == 0);
+            let is_scrubbed = actual.iter().all(|byte| *byte == self.scrub_byte);
             assert!(
-                actual == model || (!is_live && is_zero),
+                actual == model || (!is_live && is_scrubbed),
                 "page {page} shows what it should not"
             );
             model.copy_from_slice(&actual);
@@ -768,7 +845,11 @@ impl Model {
         self.held.sort_by_key(|held| held.visible.start());
         let entry = |held: &ModelHeld| {
             let is_bounce = held.spec.is_some();
-            let base = if is_bounce { 0 } else { BOUNCE_PAGES * P };
+            let first = if is_bounce {
+                self.bounce_pages().start
+            } else {
+                self.coherent_pages().start
+            };
             Entry {
                 range: held.visible,
                 target: Target {
@@ -777,30 +858,22 @@ impl Model {
                     } else {
                         RegionId::COHERENT
                     },
-                    offset_bytes: held.visible.start().get() - base,
+                    offset_bytes: held.visible.start().get() - first * P,
                 },
-                perm: held
-                    .spec
-                    .map_or(crate::perm::Perm::ReadWrite, |spec| spec.direction.perm()),
+                perm: held.perm(),
             }
         };
         let expected: Vec<_> = self.held.iter().map(entry).collect();
         let (usage, entries) = table(&self.domain);
-        assert_eq!(entries, expected);
+        let bounced = entries
+            .iter()
+            .filter(|entry| entry.target.region.slot().is_none());
+        assert!(bounced.eq(&expected));
         let is_same = entries == self.entries;
         assert!(
             usage.generation > self.generation || (is_same && usage.generation == self.generation)
         );
         (self.generation, self.entries) = (usage.generation, entries);
-
-        let listed = self
-            .domain
-            .mappings(MappingFilter::default(), Iova::new(0), 99);
-        assert_eq!(listed.len(), self.held.len());
-        for (view, held) in listed.iter().zip(&self.held) {
-            assert_eq!((view.id, view.owner), (Some(held.id), held.owner));
-            assert_eq!((view.visible, view.phase), (held.visible, Phase::Live));
-        }
     }
 
     fn check_counts(&self) {
@@ -828,14 +901,20 @@ impl Model {
                 memories: self
                     .memories
                     .values()
-                    .filter(|m| m.owner == session)
+                    .filter(|m| m.owner == Some(session))
                     .count(),
             });
             assert_eq!(self.domain.holdings(session), expected);
         }
         let views = self.domain.memories(MemoryId::new(0), 99);
-        let users: Vec<_> = views.iter().map(|view| (view.id, view.mappings)).collect();
-        let expected = self.memories.keys().map(|id| (*id, self.users_of(*id)));
+        let users: Vec<_> = views
+            .iter()
+            .map(|view| (view.id, view.owner, view.mappings, view.direct))
+            .collect();
+        let expected = self.memories.iter().map(|(id, memory)| {
+            let (mappings, direct) = (self.users_of(*id), self.direct_users_of(*id));
+            (*id, memory.owner, mappings, direct)
+        });
         assert_eq!(users, expected.collect::<Vec<_>>());
     }
 }
@@ -850,17 +929,31 @@ proptest! {
 
     #[test]
     fn a_domain_answers_and_shows_what_the_model_says(
+        base in prop_oneof![Just(0), Just(5)],
         ops in prop::collection::vec(ops(), 1..80),
     ) {
-        let mut model = Model::new();
-        // Two drivers with memory to begin with: most operations need them.
-        for who in [1, 2] {
-            model.join(SessionId::new(who), Role::Driver);
-            model.register(SessionId::new(who), 3, true);
-        }
-        for op in &ops {
-            model.run(op);
-            model.check();
-        }
+        run(Model::new(base, ScrubWith::Zero), &ops);
+    }
+
+    /// B-08 poison_mode: what is visible is never poison where the model says
+    /// payload or zero, and what is free is poison.
+    #[test]
+    fn a_domain_in_poison_mode_shows_what_the_model_says(
+        base in prop_oneof![Just(0), Just(5)],
+        ops in prop::collection::vec(ops(), 1..80),
+    ) {
+        run(Model::new(base, ScrubWith::Poison), &ops);
+    }
+}
+
+fn run(mut model: Model, ops: &[Op]) {
+    // Two drivers with memory to begin with: most operations need them.
+    for who in [1, 2] {
+        model.join(SessionId::new(who), Role::Driver);
+        model.register(SessionId::new(who), 3, true, false);
+    }
+    for op in ops {
+        model.run(op);
+        model.check();
     }
 }
