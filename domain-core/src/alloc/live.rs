@@ -110,14 +110,12 @@ impl Live {
         let (first_word, last_word) = (word_of(start), word_of(last));
         // End marks from `start` to `last`: there must be one, the last.
         let from_start = page.words[first_word].ends & (u64::MAX << (start % 64));
-        let early = (first_word..last_word).any(|at| match at == first_word {
-            true => from_start != 0,
-            false => page.words[at].ends != 0,
-        });
-        let in_last = match first_word == last_word {
+        let ends = |at: usize| match at == first_word {
             true => from_start,
-            false => page.words[last_word].ends,
+            false => page.words[at].ends,
         };
+        let early = (first_word..last_word).any(|at| ends(at) != 0);
+        let in_last = ends(last_word);
         let is_start = page.words[first_word].starts & bit(start) != 0;
         if early || !is_start || in_last & in_last.wrapping_neg() != bit(last) {
             return false;

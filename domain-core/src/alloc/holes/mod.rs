@@ -1,29 +1,28 @@
 //! Free runs of a space of numbered granules, in order of address.
 //!
-//! A B+-tree (Bayer and McCreight, in Comer's "The Ubiquitous B-Tree") whose
-//! branches know the longest hole below each child: the augmentation by which
-//! interval trees and priority search trees find without looking at everything
-//! (Cormen et al., "Augmenting data structures"). The lowest hole that is long
-//! enough is found by going down once, so *first fit by address* costs what a
-//! look-up costs. That is also all that a window needs: if the lowest place
+//! A B+-tree (Bayer and McCreight; Comer, "The Ubiquitous B-Tree") whose branches
+//! know of each child the longest hole and the set of size classes below it, as
+//! in any augmented search tree (Cormen et al., "Augmenting data structures").
+//! The lowest hole that is long enough, or the lowest of a class, is then found
+//! by going down once. For a window that is all it takes: if the lowest place
 //! that fits does not end inside the window, no place does.
 //!
 //! An alignment makes holes shorter, and how much depends on where they lie. So
 //! each alignment ever asked for has a column of its own with the longest
 //! *aligned* length per child, and an aligned request is answered as exactly and
-//! as fast as any other. The column is built when an alignment is asked for the
-//! first time: the one thing here that looks at every hole, at about 2 ns each,
-//! once for each of at most 63 alignments.
+//! as fast as any other. The column is built when the alignment is asked for the
+//! first time: the one thing here that looks at every hole.
 //!
 //! | operation | cost with n holes |
 //! |---|---|
-//! | `first_fit`, `take_first`, `take`, `give`, `hole_at`, `largest_in` | O(log n) |
+//! | `first_fit`, `take_first`, `take_good`, `take`, `give`, `hole_at`, `largest_in` | O(log n), and a change times the number of alignments in use |
 //! | `largest`, `total`, `count` | O(1) |
-//! | `from_sorted` | O(n) |
+//! | the first request for an alignment, `from_sorted` | O(n) |
 //!
-//! A node has 32 rows and never fewer than 8: four levels hold 100,000 holes,
-//! six hold what fits into memory. A hole costs 17 bytes in a full leaf, 23 in
-//! one that is as full as random work leaves it, and 70 at worst.
+//! A node has 28 rows and never fewer than 7: four levels hold 100,000 holes. A
+//! hole costs 18 bytes in a full leaf and 24 in one that is as full as random
+//! work leaves it, both times the slack of a growing vector. Memory is kept for
+//! the next holes when these are gone.
 
 mod class;
 mod node;
