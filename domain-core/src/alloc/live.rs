@@ -100,9 +100,39 @@ impl Live {
     /// Forgets an allocation of exactly that length. `false` if there is none,
     /// and then nothing is changed.
     pub(super) fn remove(&mut self, start: u64, len: u64) -> bool {
-        if self.remove_from_word(start, len) {
-            return true;
+        let last = start + len - 1;
+        if len > LONGEST_MARKED || start >> PAGE_SHIFT != last >> PAGE_SHIFT {
+            return self.remove_long(start, len);
         }
+        let Some(page) = self.near_page_mut(start) else {
+            return self.remove_long(start, len);
+        };
+        let (first_word, last_word) = (word_of(start), word_of(last));
+        // End marks from `start` to `last`: there must be one, the last.
+        let from_start = page.words[first_word].ends & (u64::MAX << (start % 64));
+        let ends = |at: usize| match at == first_word {
+            true => from_start,
+            false => page.words[at].ends,
+        };
+        let early = (first_word..last_word).any(|at| ends(at) != 0);
+        let in_last = ends(last_word);
+        let is_start = page.words[first_word].starts & bit(start) != 0;
+        if early || !is_start || in_last & in_last.wrapping_neg() != bit(last) {
+            return false;
+        }
+        page.words[first_word].starts &= !bit(start);
+        page.words[last_word].ends &= !bit(last);
+        page.marks -= 2;
+        if page.marks == 0 {
+            self.give_back(start >> PAGE_SHIFT);
+        }
+        self.count -= 1;
+        true
+    }
+
+    /// As [`remove`](Live::remove), for what lies in more than one page, far up
+    /// or in the map.
+    fn remove_long(&mut self, start: u64, len: u64) -> bool {
         if self.len_at(start) != Some(len) {
             return false;
         }
@@ -117,26 +147,9 @@ impl Live {
         true
     }
 
-    /// As [`remove`](Live::remove), for what starts and ends in one word and
-    /// leaves others in its page, as most do.
-    fn remove_from_word(&mut self, start: u64, len: u64) -> bool {
-        let last = start % 64 + (len - 1);
-        let slot = self.near_slot(start >> PAGE_SHIFT);
-        let page = slot.and_then(|slot| self.near.get_mut(slot)?.as_mut());
-        let Some(page) = page.filter(|page| last < 64 && page.marks > 2) else {
-            return false;
-        };
-        let word = &mut page.words[word_of(start)];
-        let (starts, ends) = (bit(start), 1 << last);
-        let first_end = word.ends & (u64::MAX << (start % 64));
-        let is_exact = word.starts & starts != 0 && first_end & first_end.wrapping_neg() == ends;
-        if is_exact {
-            word.starts &= !starts;
-            word.ends &= !ends;
-            page.marks -= 2;
-            self.count -= 1;
-        }
-        is_exact
+    fn near_page_mut(&mut self, granule: u64) -> Option<&mut Page> {
+        let slot = self.near_slot(granule >> PAGE_SHIFT)?;
+        self.near.get_mut(slot)?.as_deref_mut()
     }
 
     /// The allocation that a granule belongs to.

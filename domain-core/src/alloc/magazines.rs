@@ -5,18 +5,10 @@
 //! its marks, its page table entries and its bytes are still in the caches, and
 //! the tree of holes is not touched at all.
 
-/// Granules of the longest run that is kept; what is longer costs more to copy
-/// than to find.
-const LONGEST: usize = 16;
-
-/// Runs kept of each length. Enough for bursts of a queue's depth, few enough
-/// that giving all of them back takes microseconds.
-const MOST: usize = 64;
-
 /// Stacks of starts, by length.
 #[derive(Debug)]
 pub(super) struct Magazines {
-    stacks: [Vec<u64>; LONGEST],
+    stacks: [Vec<u64>; STACKS],
     runs: usize,
 }
 
@@ -34,10 +26,11 @@ impl Magazines {
 
     /// `false` if there is no place for it.
     pub(super) fn put(&mut self, start: u64, len: u64) -> bool {
-        let Some(stack) = slot(len).map(|slot| &mut self.stacks[slot]) else {
+        let Some(slot) = slot(len) else {
             return false;
         };
-        if stack.len() == MOST {
+        let stack = &mut self.stacks[slot];
+        if stack.len() == MOST[slot] {
             return false;
         }
         stack.push(start);
@@ -57,13 +50,13 @@ impl Magazines {
     /// Hands out everything.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = (u64, u64)> {
         self.runs = 0;
-        let stacks = (1..).zip(&mut self.stacks);
+        let stacks = LENS.into_iter().zip(&mut self.stacks);
         stacks.flat_map(|(len, stack)| stack.drain(..).map(move |start| (start, len)))
     }
 
     /// Everything, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
-        let stacks = (1..).zip(&self.stacks);
+        let stacks = LENS.into_iter().zip(&self.stacks);
         stacks.flat_map(|(len, stack)| stack.iter().map(move |start| (*start, len)))
     }
 
@@ -74,7 +67,26 @@ impl Magazines {
     }
 }
 
+const STACKS: usize = 20;
+
+/// The length of the runs in each stack: all short ones, and the powers of two
+/// that most large buffers have.
+const LENS: [u64; STACKS] = [
+    1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 32, 64, 128, 256,
+];
+
+/// Runs that each stack may hold: 256 granules of each length, the burst of a
+/// deep queue, and never fewer than 16 runs. Together 925, and not more, because
+/// all have to be given back before anything is refused.
+const MOST: [usize; STACKS] = [
+    256, 128, 85, 64, 51, 42, 36, 32, 28, 25, 23, 21, 19, 18, 17, 16, 16, 16, 16, 16,
+];
+
 fn slot(len: u64) -> Option<usize> {
-    let slot = usize::try_from(len.checked_sub(1)?).ok()?;
-    (slot < LONGEST).then_some(slot)
+    let slot = match len {
+        1..=16 => len - 1,
+        32 | 64 | 128 | 256 => u64::from(len.trailing_zeros()) + 11,
+        _ => return None,
+    };
+    usize::try_from(slot).ok()
 }

@@ -1,29 +1,28 @@
 //! Free runs of a space of numbered granules, in order of address.
 //!
-//! A B+-tree (Bayer and McCreight, in Comer's "The Ubiquitous B-Tree") whose
-//! branches know the longest hole below each child: the augmentation by which
-//! interval trees and priority search trees find without looking at everything
-//! (Cormen et al., "Augmenting data structures"). The lowest hole that is long
-//! enough is found by going down once, so *first fit by address* costs what a
-//! look-up costs. That is also all that a window needs: if the lowest place
+//! A B+-tree (Bayer and McCreight; Comer, "The Ubiquitous B-Tree") whose branches
+//! know of each child the longest hole and the set of size classes below it, as
+//! in any augmented search tree (Cormen et al., "Augmenting data structures").
+//! The lowest hole that is long enough, or the lowest of a class, is then found
+//! by going down once. For a window that is all it takes: if the lowest place
 //! that fits does not end inside the window, no place does.
 //!
 //! An alignment makes holes shorter, and how much depends on where they lie. So
 //! each alignment ever asked for has a column of its own with the longest
 //! *aligned* length per child, and an aligned request is answered as exactly and
-//! as fast as any other. The column is built when an alignment is asked for the
-//! first time: the one thing here that looks at every hole, at about 2 ns each,
-//! once for each of at most 63 alignments.
+//! as fast as any other. The column is built when the alignment is asked for the
+//! first time: the one thing here that looks at every hole.
 //!
 //! | operation | cost with n holes |
 //! |---|---|
-//! | `first_fit`, `take_first`, `take`, `give`, `hole_at`, `largest_in` | O(log n) |
+//! | `first_fit`, `take_first`, `take_good`, `take`, `give`, `hole_at`, `largest_in` | O(log n), and a change times the number of alignments in use |
 //! | `largest`, `total`, `count` | O(1) |
-//! | `from_sorted` | O(n) |
+//! | the first request for an alignment, `from_sorted` | O(n) |
 //!
-//! A node has 32 rows and never fewer than 8: four levels hold 100,000 holes,
-//! six hold what fits into memory. A hole costs 17 bytes in a full leaf, 23 in
-//! one that is as full as random work leaves it, and 70 at worst.
+//! A node has 28 rows and never fewer than 7: four levels hold 100,000 holes. A
+//! hole costs 18 bytes in a full leaf and 24 in one that is as full as random
+//! work leaves it, both times the slack of a growing vector. Memory is kept for
+//! the next holes when these are gone.
 
 mod class;
 mod node;
@@ -33,7 +32,7 @@ mod tests;
 
 use std::ops::RangeInclusive;
 
-use self::class::{class_bit, roomy_classes};
+use self::class::{class_of, roomy_classes};
 use self::node::{FEW, FULL, Node};
 use self::path::{Path, Step};
 
@@ -173,8 +172,7 @@ impl Holes {
     pub fn give(&mut self, start: u64, len: u64) {
         let end = end_of((start, len));
         let here = self.seek(start);
-        let before = self.before(here);
-        let after = self.at_or_after(here);
+        let (before, after) = (self.before(here), self.at_or_after(here));
         let joins_before = before.filter(|path| {
             let hole_end = end_of(self.hole(path));
             assert!(hole_end <= start, "granule {start} was free already");
@@ -353,10 +351,8 @@ impl Holes {
     /// The lowest hole of the smallest class in which all are long enough.
     fn good_fit(&self, want: u64) -> Option<Path> {
         let roomy = self.nodes[self.root].all_classes() & roomy_classes(want);
-        let smallest = roomy & roomy.wrapping_neg();
-        if smallest == 0 {
-            return None;
-        }
+        let smallest = u8::try_from(roomy.trailing_zeros()).ok();
+        let smallest = smallest.filter(|_| roomy != 0)?;
         let mut path = Path::default();
         let mut node = self.root;
         while path.height() < self.height {
@@ -548,7 +544,7 @@ impl Holes {
 
     fn change(&mut self, path: &Path, to: Hole) {
         let was = self.hole(path);
-        self.nodes[path.leaf()].set_row(path.row(), to.0, to.1);
+        self.nodes[path.leaf()].set_hole(path.row(), to.0, to.1);
         self.settle(path, Some(was), Some(to));
     }
 
@@ -570,27 +566,33 @@ impl Holes {
 
     /// Brings up to date what is known above a leaf in which `was` became `now`.
     fn settle(&mut self, path: &Path, was: Option<Hole>, now: Option<Hole>) {
-        let class = |hole: Option<Hole>| hole.map_or(0, |(_, len)| class_bit(len));
+        let class = |hole: Option<Hole>| hole.map(|(_, len)| class_of(len));
         self.settle_classes(path, class(was), class(now));
-        for column in 0..self.shifts.len() {
+        let len = |hole: Option<Hole>| hole.map_or(0, |(_, len)| len);
+        self.settle_column(path, 0, len(was), len(now));
+        for column in 1..self.shifts.len() {
             let shift = self.shifts[column];
             let offers = |hole: Option<Hole>| hole.map_or(0, |hole| aligned_len(hole, shift));
             self.settle_column(path, column, offers(was), offers(now));
         }
     }
 
-    fn settle_classes(&mut self, path: &Path, mut was: u64, mut now: u64) {
+    fn settle_classes(&mut self, path: &Path, was: Option<u8>, now: Option<u8>) {
+        if was == now {
+            return;
+        }
         let mut child = path.leaf();
+        let mut gone = was;
+        let come = now.map_or(0, |class| 1 << class);
         for step in path.steps().rev() {
             let known = self.nodes[step.node].classes()[step.row];
-            let gone = was & !now;
-            let is_gone = gone != 0 && !self.nodes[child].has_class(gone);
-            let classes = (known | now) & !if is_gone { gone } else { 0 };
+            gone = gone.filter(|class| self.nodes[child].class_row(*class).is_none());
+            let classes = (known | come) & !gone.map_or(0, |class| 1 << class);
             if classes == known {
                 return;
             }
             self.nodes[step.node].set_classes(step.row, classes);
-            (was, now, child) = (known & !classes, classes & !known, step.node);
+            child = step.node;
         }
     }
 

@@ -5,10 +5,10 @@
 //! child before, and `len` is the longest hole below it. What only branches
 //! have hangs off them in a box, so that the many leaves stay small.
 
-use super::class::{class_bit, lens_of};
+use super::class::class_of;
 
 /// Rows of a full node: as many as make it eight cache lines.
-pub(super) const FULL: usize = 30;
+pub(super) const FULL: usize = 28;
 
 /// Rows below which a node that is not the root is filled up from a neighbour.
 /// A quarter and not a half, so that a node that was just split or joined is
@@ -27,7 +27,12 @@ pub(super) struct Node {
     branch: Option<Box<Branch>>,
     starts: Column,
     lens: Column,
+    /// In a leaf, the class of each row. Eight are looked at at once.
+    bins: [u8; BINS],
 }
+
+/// Whole words of bins for all rows.
+const BINS: usize = FULL.next_multiple_of(8);
 
 /// What a branch has beside its table.
 #[derive(Debug)]
@@ -45,6 +50,7 @@ impl Node {
             rows: 0,
             starts: [0; FULL],
             lens: [0; FULL],
+            bins: [0; BINS],
             branch: None,
         }
     }
@@ -86,8 +92,9 @@ impl Node {
         (self.starts()[at], self.lens()[at])
     }
 
-    pub(super) fn set_row(&mut self, at: usize, start: u64, len: u64) {
+    pub(super) fn set_hole(&mut self, at: usize, start: u64, len: u64) {
         (self.starts[at], self.lens[at]) = (start, len);
+        self.bins[at] = class_of(len);
     }
 
     pub(super) fn set_start(&mut self, at: usize, start: u64) {
@@ -109,25 +116,21 @@ impl Node {
 
     /// The classes of all holes here and below.
     pub(super) fn all_classes(&self) -> u64 {
-        let join = |all, classes| all | classes;
         match &self.branch {
-            Some(_) => self.classes().iter().copied().fold(0, join),
-            None => self.lens().iter().copied().map(class_bit).fold(0, join),
+            Some(_) => self.classes().iter().fold(0, |all, below| all | below),
+            None => self.bins[..self.rows]
+                .iter()
+                .fold(0, |all, bin| all | 1 << bin),
         }
     }
 
-    /// Is there a hole of that class, which is given as a bit?
-    pub(super) fn has_class(&self, class: u64) -> bool {
-        self.class_row(class).is_some()
-    }
-
-    /// The first row with a hole of that class, which is given as a bit.
-    pub(super) fn class_row(&self, class: u64) -> Option<usize> {
+    /// The first row with a hole of that class.
+    pub(super) fn class_row(&self, class: u8) -> Option<usize> {
         if self.branch.is_some() {
-            return self.classes().iter().position(|all| all & class != 0);
+            let bit = 1 << class;
+            return self.classes().iter().position(|below| below & bit != 0);
         }
-        let of_class = lens_of(class.trailing_zeros());
-        self.lens().iter().position(|len| of_class.contains(len))
+        first_byte(&self.bins, class).filter(|row| *row < self.rows)
     }
 
     /// Column 0 is the plain lengths, the others are alignments.
@@ -163,7 +166,7 @@ impl Node {
 
     pub(super) fn insert_hole(&mut self, at: usize, start: u64, len: u64) {
         self.open(at);
-        self.set_row(at, start, len);
+        self.set_hole(at, start, len);
     }
 
     /// The longest holes of the child are for the caller to fill in.
@@ -218,6 +221,7 @@ impl Node {
     fn shift(&mut self, rows: std::ops::Range<usize>, to: usize) {
         self.starts.copy_within(rows.clone(), to);
         self.lens.copy_within(rows.clone(), to);
+        self.bins.copy_within(rows.clone(), to);
         if let Some(branch) = &mut self.branch {
             branch.children.copy_within(rows.clone(), to);
             branch.classes.copy_within(rows.clone(), to);
@@ -231,6 +235,7 @@ impl Node {
         let target = to..to + rows.len();
         self.starts[target.clone()].copy_from_slice(&other.starts[rows.clone()]);
         self.lens[target.clone()].copy_from_slice(&other.lens[rows.clone()]);
+        self.bins[target.clone()].copy_from_slice(&other.bins[rows.clone()]);
         if let (Some(ours), Some(theirs)) = (&mut self.branch, &other.branch) {
             ours.children[target.clone()].copy_from_slice(&theirs.children[rows.clone()]);
             ours.classes[target.clone()].copy_from_slice(&theirs.classes[rows.clone()]);
@@ -259,7 +264,20 @@ impl Node {
 /// How many of the lowest are meant. All are looked at: the comparisons of a
 /// bisection would wait for each other's cache line.
 fn count(starts: &[u64], is_meant: impl Fn(u64) -> bool) -> usize {
-    // Wrapping, because thirty checked sums in a row are thirty branches.
+    // Wrapping, because checked sums would be as many branches.
     let add = |sum: usize, start: &u64| sum.wrapping_add(usize::from(is_meant(*start)));
     starts.iter().fold(0, add)
+}
+
+/// Where a byte stands first, found a word at a time: the lowest zero byte of
+/// `word ^ wanted` is where the borrow of a subtraction begins.
+fn first_byte(bytes: &[u8; BINS], byte: u8) -> Option<usize> {
+    const LOW: u64 = u64::from_le_bytes([1; 8]);
+    let wanted = u64::from_le_bytes([byte; 8]);
+    let words = bytes.as_chunks::<8>().0.iter();
+    words.enumerate().find_map(|(at, word)| {
+        let differs = u64::from_le_bytes(*word) ^ wanted;
+        let zeros = differs.wrapping_sub(LOW) & !differs & (LOW << 7);
+        (zeros != 0).then(|| at * 8 + zeros.trailing_zeros() as usize / 8)
+    })
 }

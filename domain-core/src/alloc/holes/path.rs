@@ -1,7 +1,7 @@
 //! The way from the root of the tree of holes to one row of a leaf.
 
 /// Every node but the root has at least seven rows, so that this many branches
-/// above a leaf are enough for 2^31 holes, which is 36 GB of them.
+/// above a leaf are enough for 2^30 holes, which is 20 GB of them.
 pub(super) const TALLEST: usize = 10;
 
 /// A branch, and the row of it that was followed.

@@ -186,7 +186,7 @@ proptest! {
         ops in prop::collection::vec(op(), 1..300),
     ) {
         // Three hundred holes in a dozen leaves from the start, or one hole.
-        let is_free = |at: &u64| !checkered || at % 2 == 0;
+        let is_free = |at: &u64| !checkered || at.is_multiple_of(2);
         let mut holes = Holes::from_sorted((0..SPACE).filter(is_free).map(|at| (at, 1)));
         let mut model = Granules((0..SPACE).map(|at| is_free(&at)).collect());
         for op in ops {
