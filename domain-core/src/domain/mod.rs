@@ -24,9 +24,9 @@ use crate::alloc::IovaAllocator;
 use crate::aperture::{Aperture, ScrubWith};
 use crate::batch::{BatchMode, BatchResult, advance, settle};
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
-use crate::iotlb::Iotlb;
+use crate::iotlb::{Iotlb, RegionWords};
 use crate::layout::{ApertureKind, Layout};
-use crate::limits::{Quota, QuotaExceeded, Quotas};
+use crate::limits::{Quota, QuotaExceeded, Quotas, TABLE_BYTES_PER_DOMAIN};
 use crate::mapping::{MappingFilter, MappingId, MappingView};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
 use crate::region::{ClientMemory, RegionError};
@@ -187,7 +187,7 @@ impl Domain {
                 closed: false,
                 quotas,
                 scrub,
-                iotlb: Iotlb::default(),
+                iotlb: new_iotlb(name, &layout)?,
                 bounce_iovas: iovas(ApertureKind::Bounce),
                 coherent_iovas: iovas(ApertureKind::Coherent),
                 held: BTreeMap::new(),
@@ -241,6 +241,16 @@ impl Domain {
         self.aperture(kind)
             .expect("what is held lies in an aperture")
     }
+}
+
+/// An empty table in memory of its own, which shows in `/proc` as `domaind:{domain}:iotlb`.
+fn new_iotlb(name: &str, layout: &Layout) -> Result<Iotlb<RegionWords>, RegionError> {
+    let words = RegionWords::create(&format!("domaind:{name}:iotlb"), TABLE_BYTES_PER_DOMAIN)?;
+    let table = Iotlb::new(words, layout.granule(), layout.apertures());
+    // Of two causes only this one is left: that it has room for two nodes is above.
+    table.map_err(|_| RegionError::NoMemory {
+        want_bytes: TABLE_BYTES_PER_DOMAIN,
+    })
 }
 
 /// Sessions and the memory they register.
@@ -662,7 +672,7 @@ impl Domain {
         // or all behind.
         let is_below = |view: &MappingView| apertures.is_none_or(|there| view.visible < there);
         let direct = || {
-            let entries = state.iotlb.direct_from(from);
+            let entries = state.direct_from(from);
             entries.map(|entry| state.direct_view(entry))
         };
         let below = direct().take_while(is_below);
