@@ -20,6 +20,7 @@ fn missing(refused: &FreeCoherentError) -> bool {
     )
 }
 
+/// B-07 coherent_zero_on_alloc_and_free, the first half; D9.
 #[test]
 fn an_allocation_reads_zero_in_every_granule_after_dirty_use() {
     let domain = domain(4, 8);
@@ -57,6 +58,7 @@ fn making_and_freeing_an_allocation_zeroes_no_others_memory() {
     assert_eq!(seen(&domain, made[2].range), pattern(P, 2));
 }
 
+/// D9.
 #[test]
 fn an_allocation_lies_above_the_bounce_aperture_and_shows_its_exact_length() {
     for len in [1, 100, P, P + 1, 8 * P] {
@@ -207,6 +209,7 @@ fn an_allocation_is_no_streaming_mapping() {
     assert_eq!(domain.usage().coherent, 1);
 }
 
+/// B-07 coherent_zero_on_alloc_and_free, the second half.
 #[test]
 fn the_end_of_a_session_frees_and_zeroes_its_allocations_only() {
     let domain = domain(4, 8);

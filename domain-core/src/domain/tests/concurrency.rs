@@ -89,6 +89,7 @@ fn allocate(domain: &Domain, session: SessionId, round: u64, claims: &Claims) {
     domain.free_coherent(session, made.iova(), made.id).unwrap();
 }
 
+/// D13.
 #[test]
 fn drivers_side_by_side_never_share_a_range_or_a_byte() {
     let domain = empty_domain(64, 64, Scrub::OnMap);

@@ -145,6 +145,7 @@ fn closing_an_unused_domain_lets_nobody_in_any_more() {
     assert_eq!(domain.close(Close::IfUnused), Ok(vec![]));
 }
 
+/// Case 67, D12.
 #[test]
 fn a_domain_in_use_is_not_closed_and_says_by_what() {
     let domain = domain(8, 8);
@@ -182,6 +183,7 @@ fn a_domain_in_use_is_not_closed_and_says_by_what() {
     assert_eq!(domain.close(Close::IfUnused), Err(left));
 }
 
+/// Case 67, D12.
 #[test]
 fn a_forced_close_names_the_sessions_and_refuses_everything_until_they_have_left() {
     let domain = domain(8, 8);

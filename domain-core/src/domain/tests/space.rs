@@ -19,6 +19,7 @@ fn full(refused: &MapError, largest_hole: u64) -> bool {
         if *largest_hole_bytes == largest_hole)
 }
 
+/// D3.
 #[test]
 fn a_mib_takes_255_pages_and_one_more_for_each_that_is_freed() {
     let (domain, buffer) = mib();
@@ -42,6 +43,7 @@ fn a_mib_takes_255_pages_and_one_more_for_each_that_is_freed() {
     domain.check_invariants();
 }
 
+/// D3.
 #[test]
 fn one_mapping_may_be_as_large_as_the_largest_hole_and_no_larger() {
     let (domain, buffer) = mib();
@@ -66,6 +68,7 @@ fn one_mapping_may_be_as_large_as_the_largest_hole_and_no_larger() {
     assert_eq!(seen(&domain, visible(mapped)), pattern(all, 1));
 }
 
+/// D3.
 #[test]
 fn fifteen_mappings_of_seventeen_pages_fill_a_mib() {
     let (domain, buffer) = mib();
@@ -81,6 +84,7 @@ fn fifteen_mappings_of_seventeen_pages_fill_a_mib() {
     }
 }
 
+/// D4.
 #[test]
 fn an_alignment_holds_for_the_first_granule() {
     let (domain, buffer) = mib();
@@ -244,6 +248,7 @@ fn without_an_aperture_there_is_nothing_to_map_or_allocate_in() {
     assert_eq!(domain.usage().coherent_aperture, Occupancy::default());
 }
 
+/// D2.
 #[test]
 fn a_fresh_domain_translates_nothing() {
     let domain = domain(8, 8);
