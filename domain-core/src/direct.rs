@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::addr::{Granule, Iova, IovaRange, RangeError};
 use crate::alloc::AllocError;
-use crate::iotlb::{BuildError, Entry, NoRoom, RegionId};
+use crate::iotlb::{BuildError, Entry, InsertError, NoRoom, Overlap, RegionId};
 use crate::limits::QuotaExceeded;
 use crate::memory::{MemoryId, MemoryMissing};
 use crate::perm::Perm;
@@ -88,6 +88,10 @@ pub enum MapDirectError {
     Span(#[from] SpanError),
     #[error("memory {id} is registered read-only, and {perm} is wanted")]
     MemoryReadOnly { id: MemoryId, perm: Perm },
+    #[error(
+        "offset {offset} and on lies past the {most_bytes} bytes of a memory that can be mapped"
+    )]
+    TooFar { offset: u64, most_bytes: u64 },
     #[error(transparent)]
     Place(#[from] PlaceError),
     #[error("{range} overlaps {hit}, which is mapped")]
@@ -260,12 +264,32 @@ impl Removed {
 impl From<BuildError> for SetMapError {
     fn from(error: BuildError) -> SetMapError {
         SetMapError::Entry {
-            index: error.second,
+            index: error.index,
             error: MapDirectError::OverlapsEntry {
-                range: error.second_range,
-                other: error.first_range,
-                index: error.first,
+                range: error.range,
+                other: error.hit,
+                index: error.hit_index,
             },
+        }
+    }
+}
+
+impl From<InsertError> for MapDirectError {
+    fn from(error: InsertError) -> MapDirectError {
+        match error {
+            InsertError::Overlap(Overlap { range, hit }) => MapDirectError::Overlap { range, hit },
+            InsertError::NoRoom(no_room) => no_room.into(),
+            InsertError::TooFar {
+                offset_bytes,
+                most_bytes,
+                ..
+            } => MapDirectError::TooFar {
+                offset: offset_bytes,
+                most_bytes,
+            },
+            InsertError::CrossesAperture { .. } | InsertError::Misaligned { .. } => {
+                unreachable!("checked before: {error}")
+            }
         }
     }
 }

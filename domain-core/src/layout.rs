@@ -233,6 +233,7 @@ mod tests {
         Some(IovaRange::from_len(Iova::new(start), len).unwrap())
     }
 
+    /// D1.
     #[test]
     fn sizes_are_rounded_up_and_coherent_lies_directly_above_bounce() {
         let plan = spec(P + 1, 3 * P - 1).plan().unwrap();
@@ -257,6 +258,7 @@ mod tests {
         assert_eq!(spec(0, 0).plan().unwrap().region_bytes(), 0);
     }
 
+    /// D1.
     #[test]
     fn an_aperture_of_one_granule_is_refused_even_if_less_was_asked() {
         let refused = spec(1, 0).plan().unwrap_err();
@@ -294,6 +296,7 @@ mod tests {
         );
     }
 
+    /// D1.
     #[test]
     fn apertures_past_the_limit_are_refused_with_the_rounded_range() {
         // The limit cuts the last granule of the coherent aperture by one byte.

@@ -14,7 +14,7 @@ use crate::direct::{
     Actor, DirectMapping, DirectSpec, MapDirectError, MemoryFacts, Placement, Removed, SetMapError,
     TableSet, UnmapDirectError,
 };
-use crate::iotlb::{DirectTable, Entry, InsertError, RegionId, TranslateError};
+use crate::iotlb::{DirectTable, Entry, InsertError, Overlap, RegionId, TranslateError};
 use crate::layout::ApertureKind;
 use crate::limits::{Quota, QuotaExceeded, TRANSLATE_PIECES};
 use crate::mapping::{MappingView, Phase};
@@ -132,16 +132,17 @@ impl Domain {
         actor: Actor,
         ranges: &[IovaRange],
     ) -> Result<Removed, UnmapDirectError> {
+        let ranges = joined(ranges);
         let mut state = self.lock();
         state.may_act(actor)?;
-        // By start: a mapping that several ranges touch goes once.
-        let mut doomed = BTreeMap::new();
+        let mut doomed: Vec<Entry> = Vec::new();
         for range in ranges {
-            let hit = state.iotlb.direct_from(range.start());
-            let hit = hit.take_while(|entry| entry.range.overlaps(*range));
-            doomed.extend(hit.map(|entry| (entry.range.start(), *entry)));
+            // A mapping that several ranges touch goes once.
+            let seen = doomed.last().map(|entry| entry.range);
+            let hit = state.direct_from(range.start());
+            let hit = hit.take_while(|entry| entry.range.overlaps(range));
+            doomed.extend(hit.filter(|entry| Some(entry.range) != seen));
         }
-        let doomed: Vec<_> = doomed.into_values().collect();
         state.remove_all(actor, &doomed)
     }
 
@@ -166,12 +167,12 @@ impl Domain {
         let mut state = self.lock();
         // Anything may have happened since.
         state.check_table(actor, mappings, expected_generation)?;
-        state.replace_direct(table)
+        state.replace_direct(mappings, &table)
     }
 
     /// Ends all streaming mappings, without copying back, and zeroes the bounce
     /// aperture. Answers how many there were. A Map that is under way is refused
-    /// at its end.
+    /// at its end; what is in transit is zeroed when it is freed.
     ///
     /// # Errors
     /// [`ResetError`]; nothing is changed.
@@ -180,6 +181,12 @@ impl Domain {
         let (ended, abandoned) = self.lock().end_streaming(actor, force)?;
         for chunk in abandoned.chunks(REFILL_ABOVE) {
             self.give_back(chunk, true);
+        }
+        // Nobody is ever given the first granule of the space, but a device may
+        // have written there.
+        if bounce.range().start() == Iova::new(0) {
+            let first = IovaRange::from_len(Iova::new(0), self.layout.granule().bytes());
+            bounce.scrub(first.expect("a granule is not empty"));
         }
         let mut next = Some(bounce.range().start());
         while let Some(from) = next {
@@ -286,13 +293,8 @@ impl State {
         };
         self.space.check(mapping.range)?;
         let entry = facts.entry(&mapping, spec.len_bytes)?;
-        self.iotlb.insert(entry).map_err(|refused| match refused {
-            InsertError::Overlap(overlap) => MapDirectError::Overlap {
-                range: overlap.range,
-                hit: overlap.hit,
-            },
-            InsertError::NoRoom(no_room) => no_room.into(),
-        })?;
+        self.iotlb.insert(entry)?;
+        self.reclaim();
         self.space.take(mapping.range);
         self.count_direct(entry.target.region, 1);
         self.direct_generation = self.iotlb.generation();
@@ -302,6 +304,7 @@ impl State {
     /// Removes the direct mapping that starts there.
     fn remove_direct(&mut self, start: Iova) {
         let entry = self.iotlb.remove(start).expect("it was there");
+        self.reclaim();
         self.space.give(entry.range);
         self.count_direct(entry.target.region, -1);
         self.direct_generation = self.iotlb.generation();
@@ -316,9 +319,18 @@ impl State {
             .expect("a mapping counts once");
     }
 
+    /// Direct entries from the one that covers `from` on, by address.
+    pub(super) fn direct_from(&self, from: Iova) -> impl Iterator<Item = &Entry> {
+        let byte = IovaRange::from_len(from, 1).expect("a byte is not empty");
+        let covering = self.iotlb.lookup(byte);
+        let covering = covering
+            .filter(|entry| entry.target.region.slot().is_some() && entry.range.start() < from);
+        covering.into_iter().chain(self.iotlb.direct_range(from))
+    }
+
     /// Direct mappings inside a range.
     fn inside(&self, range: IovaRange, limit: Iova) -> Result<Vec<Entry>, UnmapDirectError> {
-        let hit = self.iotlb.direct_from(range.start());
+        let hit = self.direct_from(range.start());
         let hit = hit.take_while(|entry| entry.range.overlaps(range));
         let hit: Vec<_> = hit.copied().collect();
         if let Some(cut) = hit.iter().find(|entry| !range.contains(entry.range)) {
@@ -350,7 +362,7 @@ impl State {
     }
 
     /// Everything about the memories of a table.
-    fn facts(
+    pub(super) fn facts(
         &self,
         actor: Actor,
         mappings: &[DirectMapping],
@@ -389,15 +401,18 @@ impl State {
             .memories
             .values()
             .any(|memory| memory.direct > 0 && !is_in_reach(actor, memory.owner));
-        let mut entries = self.iotlb.direct_from(Iova::new(0));
-        match entries.find(|entry| foreign && !self.is_mine(actor, entry)) {
+        if !foreign {
+            return Ok(());
+        }
+        let mut entries = self.iotlb.direct_entries();
+        match entries.find(|entry| !self.is_mine(actor, entry)) {
             Some(entry) => Err(SetMapError::NotYours { range: entry.range }),
             None => Ok(()),
         }
     }
 
     /// Is a table that was checked before still right?
-    fn check_table(
+    pub(super) fn check_table(
         &self,
         actor: Actor,
         mappings: &[DirectMapping],
@@ -419,8 +434,14 @@ impl State {
         Ok(())
     }
 
-    fn replace_direct(&mut self, table: DirectTable) -> Result<TableSet, SetMapError> {
-        let replaced = self.iotlb.replace_direct(table)?;
+    fn replace_direct(
+        &mut self,
+        mappings: &[DirectMapping],
+        table: &DirectTable,
+    ) -> Result<TableSet, SetMapError> {
+        let replaced = self.iotlb.replace_direct(table);
+        let replaced = replaced.map_err(|refused| blame_mapping(refused, mappings))?;
+        self.reclaim();
         let (added, removed) = (replaced.added.len(), replaced.removed.len());
         let is_large = added + removed > REFILL_ABOVE;
         for entry in &replaced.removed {
@@ -436,7 +457,7 @@ impl State {
             }
         }
         if is_large {
-            let entries = self.iotlb.direct_from(Iova::new(0));
+            let entries = self.iotlb.direct_entries();
             self.space.refill(entries.map(|entry| entry.range));
         }
         if added + removed > 0 {
@@ -459,7 +480,7 @@ impl State {
         if regions.is_empty() {
             return;
         }
-        let entries = self.iotlb.direct_from(Iova::new(0));
+        let entries = self.iotlb.direct_entries();
         let doomed = entries.filter(|entry| regions.contains(&entry.target.region));
         let doomed: Vec<_> = doomed.map(|entry| entry.range.start()).collect();
         for start in doomed {
@@ -526,9 +547,25 @@ impl State {
         if *self.space.restrictions() == restrictions {
             return Ok(());
         }
-        let entries = self.iotlb.direct_from(Iova::new(0));
+        let entries = self.iotlb.direct_entries();
         let mapped: Vec<_> = entries.map(|entry| entry.range).collect();
-        Ok(self.space.restrict(restrictions, mapped.into_iter())?)
+        Ok(self.space.restrict(restrictions, &mapped)?)
+    }
+}
+
+/// Which entry of a table was refused, by the range that the refusal names.
+fn blame_mapping(refused: InsertError, mappings: &[DirectMapping]) -> SetMapError {
+    let range = match refused {
+        InsertError::NoRoom(no_room) => return no_room.into(),
+        InsertError::TooFar { range, .. }
+        | InsertError::Misaligned { range, .. }
+        | InsertError::CrossesAperture { range, .. }
+        | InsertError::Overlap(Overlap { range, .. }) => range,
+    };
+    let index = mappings.iter().position(|mapping| mapping.range == range);
+    SetMapError::Entry {
+        index: index.expect("an entry of the table was refused"),
+        error: refused.into(),
     }
 }
 
@@ -549,6 +586,24 @@ fn blame_entry(
         },
         None => error,
     }
+}
+
+/// What some ranges cover together, by address: a thousand times the whole space
+/// is looked at once.
+fn joined(ranges: &[IovaRange]) -> Vec<IovaRange> {
+    let mut ranges = ranges.to_vec();
+    ranges.sort_by_key(|range| range.start());
+    let mut joined: Vec<IovaRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match joined.last_mut().filter(|before| before.overlaps(range)) {
+            Some(before) => {
+                let last = before.last().max(range.last());
+                *before = IovaRange::new(before.start(), last).expect("it begins no later");
+            }
+            None => joined.push(range),
+        }
+    }
+    joined
 }
 
 /// By address, none overlapping another.

@@ -24,9 +24,9 @@ use crate::alloc::IovaAllocator;
 use crate::aperture::{Aperture, ScrubWith};
 use crate::batch::{BatchMode, BatchResult, advance, settle};
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
-use crate::iotlb::Iotlb;
+use crate::iotlb::{Iotlb, RegionWords};
 use crate::layout::{ApertureKind, Layout};
-use crate::limits::{Quota, QuotaExceeded, Quotas};
+use crate::limits::{Quota, QuotaExceeded, Quotas, TABLE_BYTES_PER_DOMAIN};
 use crate::mapping::{MappingFilter, MappingId, MappingView};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
 use crate::region::{ClientMemory, RegionError};
@@ -168,7 +168,7 @@ impl Domain {
             restrictions,
         } = settings;
         let mut space = Space::new(&layout, Restrictions::default());
-        space.restrict(restrictions, std::iter::empty())?;
+        space.restrict(restrictions, &[])?;
         let aperture = |kind| {
             let range = layout.aperture(kind);
             range
@@ -187,7 +187,7 @@ impl Domain {
                 closed: false,
                 quotas,
                 scrub,
-                iotlb: Iotlb::default(),
+                iotlb: new_iotlb(name, &layout)?,
                 bounce_iovas: iovas(ApertureKind::Bounce),
                 coherent_iovas: iovas(ApertureKind::Coherent),
                 held: BTreeMap::new(),
@@ -241,6 +241,16 @@ impl Domain {
         self.aperture(kind)
             .expect("what is held lies in an aperture")
     }
+}
+
+/// An empty table in memory of its own, which shows in `/proc` as `domaind:{domain}:iotlb`.
+fn new_iotlb(name: &str, layout: &Layout) -> Result<Iotlb<RegionWords>, RegionError> {
+    let words = RegionWords::create(&format!("domaind:{name}:iotlb"), TABLE_BYTES_PER_DOMAIN)?;
+    let table = Iotlb::new(words, layout.granule(), layout.apertures());
+    // Of two causes only this one is left: that it has room for two nodes is above.
+    table.map_err(|_| RegionError::NoMemory {
+        want_bytes: TABLE_BYTES_PER_DOMAIN,
+    })
 }
 
 /// Sessions and the memory they register.
@@ -537,25 +547,27 @@ impl Domain {
         answers
     }
 
-    /// Frees granules that nobody can see any more, zeroed if asked. Does
-    /// nothing in a domain that has failed: guards call this while a panic
-    /// unwinds, and a second panic would end the process.
+    /// Frees granules that nobody can see any more, zeroed if asked, or if a
+    /// reset could not zero them because they were in transit. Does nothing in a
+    /// domain that has failed: guards call this while a panic unwinds, and a
+    /// second panic would end the process.
     fn give_back(&self, keys: &[Iova], scrub: bool) {
-        if scrub || self.is_poisoned() {
-            let parts: Vec<_> = match self.state.lock() {
-                Ok(state) => keys
-                    .iter()
-                    .map(|at| (state.held[at].aperture(), state.held[at].granules))
-                    .collect(),
-                Err(_) => return,
-            };
-            for (kind, granules) in parts {
-                self.held_aperture(kind).scrub(granules);
-            }
-        }
         let Ok(mut state) = self.state.lock() else {
             return;
         };
+        let is_stale = |at: &Iova| state.has_outlived_a_reset(*at);
+        if scrub || self.is_poisoned() || keys.iter().any(is_stale) {
+            let part = |at| (state.held[at].aperture(), state.held[at].granules);
+            let parts: Vec<_> = keys.iter().map(part).collect();
+            drop(state);
+            for (kind, granules) in parts {
+                self.held_aperture(kind).scrub(granules);
+            }
+            let Ok(again) = self.state.lock() else {
+                return;
+            };
+            state = again;
+        }
         let released: Vec<_> = keys.iter().map(|at| state.release(*at)).collect();
         drop(state);
         // The last to know a client's file may be among them: closed outside the lock.
@@ -660,7 +672,7 @@ impl Domain {
         // or all behind.
         let is_below = |view: &MappingView| apertures.is_none_or(|there| view.visible < there);
         let direct = || {
-            let entries = state.iotlb.direct_from(from);
+            let entries = state.direct_from(from);
             entries.map(|entry| state.direct_view(entry))
         };
         let below = direct().take_while(is_below);

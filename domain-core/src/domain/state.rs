@@ -1,5 +1,6 @@
 //! What a domain has decided: everything behind its lock. Nothing here copies,
-//! waits, or calls the system.
+//! waits, or calls the system, but for a few pages of memory when the page
+//! table grows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use crate::addr::{Iova, IovaRange};
 use crate::alloc::{AllocError, AllocRequest, IovaAllocator};
 use crate::coherent::{AllocCoherentError, CoherentSpec};
 use crate::direct::Actor;
-use crate::iotlb::{Entry, Iotlb, RegionId, Target};
+use crate::iotlb::{Entry, Iotlb, NoRoom, RegionId, RegionWords, Target};
 use crate::layout::{ApertureKind, Layout};
 use crate::limits::{Quota, Quotas};
 use crate::mapping::{
@@ -28,7 +29,7 @@ pub(super) struct State {
     pub(super) closed: bool,
     pub(super) quotas: Quotas,
     pub(super) scrub: Scrub,
-    pub(super) iotlb: Iotlb,
+    pub(super) iotlb: Iotlb<RegionWords>,
     pub(super) bounce_iovas: Option<IovaAllocator>,
     pub(super) coherent_iovas: Option<IovaAllocator>,
     /// By first granule; bounce and coherent, which never overlap.
@@ -254,6 +255,7 @@ impl State {
         };
         self.quotas.admit(Quota::Mappings, self.held.len())?;
         let granules = self.take(ApertureKind::Bounce, place)?;
+        self.make_room(ApertureKind::Bounce, granules)?;
         let start = granules
             .start()
             .checked_add(lead_bytes)
@@ -311,6 +313,7 @@ impl State {
         }
         self.quotas.admit(Quota::Mappings, self.held.len())?;
         let granules = self.take(ApertureKind::Coherent, spec.place)?;
+        self.make_room(ApertureKind::Coherent, granules)?;
         let visible =
             IovaRange::from_len(granules.start(), spec.place.len_bytes).expect("not empty");
         let owner = (!spec.persistent).then_some(session);
@@ -338,6 +341,17 @@ impl State {
         self.iovas_mut(kind)
             .expect("checked by the caller")
             .alloc(place)
+    }
+
+    /// Makes sure that granules just taken can be shown, also again after they
+    /// were hidden; gives them back if not.
+    fn make_room(&mut self, kind: ApertureKind, granules: IovaRange) -> Result<(), NoRoom> {
+        let room = self.iotlb.reserve(granules);
+        if room.is_err() {
+            let iovas = self.iovas_mut(kind).expect("they were taken from it");
+            iovas.free(granules).expect("they were just taken");
+        }
+        room
     }
 
     pub(super) fn hold(
@@ -375,7 +389,7 @@ impl State {
         {
             return Err(Denied::SessionEnded { session });
         }
-        if held.bounce().is_some() && held.epoch != self.bounce_epoch {
+        if self.has_outlived_a_reset(at) {
             return Err(Denied::BounceReset);
         }
         let aperture = layout
@@ -396,7 +410,8 @@ impl State {
         };
         self.iotlb
             .insert(entry)
-            .expect("granules that are held by one are visible once");
+            .expect("granules that are held by one are visible once, and had room made");
+        self.reclaim();
         self.held_mut(at).phase = Phase::Live;
         Ok(())
     }
@@ -439,12 +454,24 @@ impl State {
         })
     }
 
+    /// Was the bounce aperture reset while this was in transit?
+    pub(super) fn has_outlived_a_reset(&self, at: Iova) -> bool {
+        let held = &self.held[&at];
+        held.bounce().is_some() && held.epoch != self.bounce_epoch
+    }
+
+    /// The table has no readers yet but the domain itself, under its lock.
+    pub(super) fn reclaim(&mut self) {
+        self.iotlb.reclaim(self.iotlb.generation());
+    }
+
     /// Takes a live mapping out of sight.
     pub(super) fn hide(&mut self, at: Iova) {
         let held = self.held_mut(at);
         held.phase = Phase::Draining;
         let start = held.visible.start();
         self.iotlb.remove(start).expect("what is live is visible");
+        self.reclaim();
     }
 
     /// The session of a mapping has ended. May the caller release it now? If
@@ -495,7 +522,7 @@ impl State {
             coherent: live(&self.coherent_iovas),
             memories: self.memories.len(),
             direct: self.iotlb.direct_len(),
-            table_bytes: self.iotlb.bytes(),
+            table_bytes: self.iotlb.table_usage().backed_bytes,
             direct_generation: self.direct_generation,
             bounce: occupancy(&self.bounce_iovas),
             coherent_aperture: occupancy(&self.coherent_iovas),
@@ -587,7 +614,7 @@ impl State {
     }
 
     fn check_direct(&self) {
-        let entries = || self.iotlb.direct_from(Iova::new(0));
+        let entries = || self.iotlb.direct_entries();
         self.space
             .check_invariants(entries().map(|entry| entry.range));
         for (id, registered) in &self.memories {

@@ -3,8 +3,8 @@
 use super::*;
 use crate::alloc::{AllocError, AllocRequest};
 use crate::coherent::{AllocCoherentError, CoherentSpec, FreeCoherentError};
+use crate::domain::{Behind, Translated};
 use crate::mapping::MappingId;
-use crate::perm::Perm;
 
 fn persistent(len: u64) -> CoherentSpec {
     CoherentSpec {
@@ -20,6 +20,7 @@ fn missing(refused: &FreeCoherentError) -> bool {
     )
 }
 
+/// B-07 coherent_zero_on_alloc_and_free, the first half; D9.
 #[test]
 fn an_allocation_reads_zero_in_every_granule_after_dirty_use() {
     let domain = domain(4, 8);
@@ -57,10 +58,11 @@ fn making_and_freeing_an_allocation_zeroes_no_others_memory() {
     assert_eq!(seen(&domain, made[2].range), pattern(P, 2));
 }
 
+/// D9.
 #[test]
 fn an_allocation_lies_above_the_bounce_aperture_and_shows_its_exact_length() {
-    let domain = domain(4, 8);
     for len in [1, 100, P, P + 1, 8 * P] {
+        let domain = domain(4, 8);
         let made = domain
             .alloc_coherent(DRIVER, &CoherentSpec::of(len))
             .unwrap();
@@ -68,17 +70,22 @@ fn an_allocation_lies_above_the_bounce_aperture_and_shows_its_exact_length() {
         let entry = Entry {
             range: IovaRange::from_len(start, len).unwrap(),
             target: Target {
-                region: ApertureKind::Coherent,
+                region: RegionId::COHERENT,
                 offset_bytes: 0,
             },
             perm: Perm::ReadWrite,
         };
         assert_eq!(made.range, entry.range);
         assert_eq!(table(&domain).1, [entry]);
-        assert_eq!(
-            domain.translate(made.range, Perm::ReadWrite).unwrap(),
-            [entry]
-        );
+        let piece = Translated {
+            range: entry.range,
+            behind: Behind::Aperture(ApertureKind::Coherent),
+            offset: 0,
+            perm: entry.perm,
+        };
+        let (pieces, generation) = domain.translate(made.range, Perm::ReadWrite).unwrap();
+        assert_eq!(pieces, [piece]);
+        assert_eq!(generation, domain.usage().generation);
         let used = domain.usage().coherent_aperture.used_bytes;
         assert_eq!(used, len.next_multiple_of(P));
         domain.free_coherent(DRIVER, start, made.id).unwrap();
@@ -202,6 +209,7 @@ fn an_allocation_is_no_streaming_mapping() {
     assert_eq!(domain.usage().coherent, 1);
 }
 
+/// B-07 coherent_zero_on_alloc_and_free, the second half.
 #[test]
 fn the_end_of_a_session_frees_and_zeroes_its_allocations_only() {
     let domain = domain(4, 8);

@@ -89,6 +89,7 @@ fn allocate(domain: &Domain, session: SessionId, round: u64, claims: &Claims) {
     domain.free_coherent(session, made.iova(), made.id).unwrap();
 }
 
+/// D13.
 #[test]
 fn drivers_side_by_side_never_share_a_range_or_a_byte() {
     let domain = empty_domain(64, 64, Scrub::OnMap);
@@ -161,7 +162,7 @@ fn a_session_that_is_ended_amid_its_work_leaves_nothing_behind() {
 fn work_until_ended(domain: &Domain, session: SessionId) {
     let fd = driver_memfd("amid-its-work", 16 * P).unwrap();
     let memory = ClientMemory::accept(fd, true).unwrap();
-    let Ok(id) = domain.register(session, memory) else {
+    let Ok(id) = domain.register(session, memory, false) else {
         return;
     };
     let spec = MapSpec::new(id, 1, 4 * P, Direction::Bidirectional);

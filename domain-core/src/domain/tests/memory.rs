@@ -20,7 +20,11 @@ fn memory_in_use_stays_and_says_by_how_many() {
         let id = buffer.id;
         assert_eq!(
             domain.unregister(DRIVER, id),
-            Err(UnregisterError::InUse { id, mappings })
+            Err(UnregisterError::InUse {
+                id,
+                mappings,
+                direct: 0
+            })
         );
         assert_eq!(domain.memories(MemoryId::new(0), 9)[0].mappings, mappings);
         unmap(&domain, DRIVER, ending(ended)).unwrap();
@@ -94,11 +98,12 @@ fn memories_are_listed_by_id_with_their_owners() {
     let second = Buffer::register(&domain, OTHER, 2);
     let view = |id, owner, pages| MemoryView {
         id,
-        owner,
+        owner: Some(owner),
         size_bytes: pages * P,
         writable: true,
         hugetlb: false,
         mappings: 0,
+        direct: 0,
     };
     let views = [view(first.id, DRIVER, 1), view(second.id, OTHER, 2)];
 
@@ -111,7 +116,7 @@ fn memories_are_listed_by_id_with_their_owners() {
 fn unregistering_closes_the_fd() {
     let domain = domain(8, 0);
     let id = domain
-        .register(DRIVER, accepted("unregister-closes"))
+        .register(DRIVER, accepted("unregister-closes"), false)
         .unwrap();
     assert_eq!(open_fds("unregister-closes"), 1);
 
@@ -123,8 +128,12 @@ fn unregistering_closes_the_fd() {
 #[test]
 fn leaving_closes_the_fds_even_of_memory_in_use() {
     let domain = domain(8, 0);
-    let id = domain.register(DRIVER, accepted("leave-closes")).unwrap();
-    domain.register(DRIVER, accepted("leave-closes")).unwrap();
+    let id = domain
+        .register(DRIVER, accepted("leave-closes"), false)
+        .unwrap();
+    domain
+        .register(DRIVER, accepted("leave-closes"), false)
+        .unwrap();
     let spec = MapSpec::new(id, 0, P, Direction::Bidirectional);
     map(&domain, DRIVER, spec).unwrap();
     assert_eq!(open_fds("leave-closes"), 2);
@@ -140,7 +149,7 @@ fn memory_that_a_device_or_stranger_registers_is_closed() {
     for session in [DEVICE, SessionId::new(99)] {
         assert!(
             domain
-                .register(session, accepted("refused-closes"))
+                .register(session, accepted("refused-closes"), false)
                 .is_err()
         );
         assert_eq!(open_fds("refused-closes"), 0);
@@ -155,9 +164,11 @@ fn dropping_a_domain_closes_its_regions_and_all_registered_memory() {
         ..LayoutSpec::default()
     };
     let layout = layout.plan().unwrap();
-    let domain = Domain::create("dropped", layout, Quotas::default(), Scrub::OnMap).unwrap();
+    let domain = Domain::create("dropped", layout, Settings::default(), ScrubWith::Zero).unwrap();
     domain.join(DRIVER, Role::Driver).unwrap();
-    domain.register(DRIVER, accepted("drop-closes")).unwrap();
+    domain
+        .register(DRIVER, accepted("drop-closes"), false)
+        .unwrap();
     let names = [
         "domaind:dropped:bounce",
         "domaind:dropped:coherent",
@@ -181,7 +192,7 @@ fn a_domain_whose_second_region_cannot_be_made_leaves_nothing_of_the_first() {
     };
     let layout = layout.plan().unwrap();
 
-    let refused = Domain::create(&name, layout, Quotas::default(), Scrub::OnMap);
+    let refused = Domain::create(&name, layout, Settings::default(), ScrubWith::Zero);
 
     assert!(refused.is_err());
     let first = format!("domaind:{name}:bounce");
@@ -198,7 +209,7 @@ fn the_same_memory_may_be_registered_many_times_and_aliases() {
     let again = |domain: &Domain, session| {
         let fd = OwnedFd::from(buffer.file.try_clone().unwrap());
         let memory = ClientMemory::accept(fd, true).unwrap();
-        domain.register(session, memory).unwrap()
+        domain.register(session, memory, false).unwrap()
     };
     let ids = [again(&here, OTHER), again(&there, DRIVER)];
 
@@ -224,7 +235,7 @@ fn memory_on_huge_pages_is_registered_but_not_bounced() {
     fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
     let domain = domain(8, 0);
     let memory = ClientMemory::accept(fd, true).unwrap();
-    let id = domain.register(DRIVER, memory).unwrap();
+    let id = domain.register(DRIVER, memory, false).unwrap();
     let before = table(&domain);
 
     for direction in DIRECTIONS {

@@ -6,9 +6,13 @@
 mod batch;
 mod coherent;
 mod concurrency;
+mod direct;
 mod memory;
 mod model;
+mod poison;
+mod reset;
 mod sessions;
+mod set_map;
 mod space;
 mod streaming;
 mod transit;
@@ -19,17 +23,20 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{SealFlags, fcntl_add_seals};
 
-use super::{Close, Domain, Occupancy, Scrub, Usage};
-use crate::addr::{Iova, IovaRange};
+use super::{Close, Domain, Occupancy, Scrub, Settings, UpdateError, Usage};
+use crate::addr::{Granule, Iova, IovaRange};
+use crate::aperture::ScrubWith;
 use crate::batch::{BatchMode, BatchResult};
-use crate::iotlb::{Entry, Target};
+use crate::direct::{Actor, DirectMapping, DirectSpec, MapDirectError, Placement};
+use crate::iotlb::{Entry, RegionId, Target};
 use crate::layout::{ApertureKind, LayoutSpec};
 use crate::limits::Quotas;
-use crate::mapping::MappingMissing;
+use crate::mapping::{MappingFilter, MappingKind, MappingMissing, ViewKind};
 use crate::memory::MemoryId;
-use crate::perm::Direction;
+use crate::perm::{Direction, Perm};
 use crate::region::{ClientMemory, CopyError, driver_memfd};
 use crate::session::{Denied, Role, SessionId};
+use crate::space::Restrictions;
 use crate::streaming::{
     MapError, MapSpec, Mapped, SyncError, SyncSpec, SyncTarget, UnmapError, UnmapSpec,
 };
@@ -59,10 +66,25 @@ fn empty_domain(bounce_pages: u64, coherent_pages: u64, scrub: Scrub) -> Domain 
         ..LayoutSpec::default()
     };
     let layout = layout.plan().unwrap();
-    Domain::create("test", layout, Quotas::default(), scrub).unwrap()
+    let settings = Settings {
+        scrub,
+        ..Settings::default()
+    };
+    Domain::create("test", layout, settings, ScrubWith::Zero).unwrap()
 }
 
-/// The same with two drivers and a device.
+/// The same, where memory that is freed or was never used is poison.
+fn poisoned_domain(bounce_pages: u64, coherent_pages: u64) -> Domain {
+    let layout = LayoutSpec {
+        bounce_bytes: bounce_pages * P,
+        coherent_bytes: coherent_pages * P,
+        ..LayoutSpec::default()
+    };
+    let layout = layout.plan().unwrap();
+    Domain::create("poisoned", layout, Settings::default(), ScrubWith::Poison).unwrap()
+}
+
+/// An empty domain with two drivers and a device.
 fn domain(bounce_pages: u64, coherent_pages: u64) -> Domain {
     let domain = empty_domain(bounce_pages, coherent_pages, Scrub::OnMap);
     domain.join(DRIVER, Role::Driver).unwrap();
@@ -70,6 +92,35 @@ fn domain(bounce_pages: u64, coherent_pages: u64) -> Domain {
     domain.join(DEVICE, Role::Device).unwrap();
     domain
 }
+
+/// The fresh domain of the cases: no apertures, every address up to 2^64-1; two
+/// drivers and a device.
+fn bare() -> Domain {
+    bare_with(u64::MAX, Granule::Size4K)
+}
+
+fn bare_with(iova_limit: u64, granule: Granule) -> Domain {
+    let layout = LayoutSpec {
+        bounce_bytes: 0,
+        coherent_bytes: 0,
+        iova_limit,
+        granule,
+        ..LayoutSpec::default()
+    };
+    let layout = layout.plan().unwrap();
+    let domain = Domain::create("bare", layout, Settings::default(), ScrubWith::Zero).unwrap();
+    for (session, role) in [
+        (DRIVER, Role::Driver),
+        (OTHER, Role::Driver),
+        (DEVICE, Role::Device),
+    ] {
+        domain.join(session, role).unwrap();
+    }
+    domain
+}
+
+const AS_DRIVER: Actor = Actor::Session(DRIVER);
+const AS_OTHER: Actor = Actor::Session(OTHER);
 
 /// Memory of a driver and the driver's own way to it.
 struct Buffer {
@@ -84,8 +135,59 @@ impl Buffer {
         let file = File::from(fd.try_clone().unwrap());
         file.write_all_at(&pattern(pages * P, 1), 0).unwrap();
         let memory = ClientMemory::accept(fd, true).unwrap();
-        let id = domain.register(owner, memory).unwrap();
+        let id = domain.register(owner, memory, false).unwrap();
         Buffer { id, file }
+    }
+
+    /// The same, for the domain.
+    fn persistent(domain: &Domain, session: SessionId, pages: u64) -> Buffer {
+        let fd = driver_memfd("domain-test", pages * P).unwrap();
+        let file = File::from(fd.try_clone().unwrap());
+        file.write_all_at(&pattern(pages * P, 1), 0).unwrap();
+        let memory = ClientMemory::accept(fd, true).unwrap();
+        let id = domain.register(session, memory, true).unwrap();
+        Buffer { id, file }
+    }
+
+    /// Sparse: as large as you like, and nothing in it.
+    fn sparse(domain: &Domain, owner: SessionId, bytes: u64) -> Buffer {
+        let fd = driver_memfd("domain-test", bytes).unwrap();
+        let file = File::from(fd.try_clone().unwrap());
+        let memory = ClientMemory::accept(fd, true).unwrap();
+        let id = domain.register(owner, memory, false).unwrap();
+        Buffer { id, file }
+    }
+
+    /// So many pages of it from its start on, at that iova.
+    fn at(&self, iova: u64, pages: u64) -> DirectSpec {
+        DirectSpec {
+            placement: Placement::At(Iova::new(iova)),
+            ..self.anywhere(pages)
+        }
+    }
+
+    /// So many pages of it from its start on, wherever there is room.
+    fn anywhere(&self, pages: u64) -> DirectSpec {
+        DirectSpec {
+            memory: self.id,
+            offset: 0,
+            len_bytes: pages * P,
+            perm: Perm::ReadWrite,
+            placement: Placement::Anywhere {
+                align_bytes: 0,
+                limit: None,
+            },
+        }
+    }
+
+    /// An entry of a table: all pages of a range from the start of the memory on.
+    fn entry(&self, range: IovaRange) -> DirectMapping {
+        DirectMapping {
+            range,
+            memory: self.id,
+            offset: 0,
+            perm: Perm::ReadWrite,
+        }
     }
 
     fn bytes(&self, offset: u64, len: u64) -> Vec<u8> {
@@ -122,6 +224,17 @@ fn pattern(len: u64, seed: u64) -> Vec<u8> {
     (0..len).map(byte).collect()
 }
 
+/// Other quotas, and nothing else changed.
+fn set_quotas(domain: &Domain, quotas: Quotas) -> Result<(), UpdateError> {
+    domain.update(|settings| Ok(Settings { quotas, ..settings }))
+}
+
+/// Another scrubbing policy, and nothing else changed.
+fn set_scrub(domain: &Domain, scrub: Scrub) {
+    let change = |settings| Ok::<_, UpdateError>(Settings { scrub, ..settings });
+    domain.update(change).unwrap();
+}
+
 /// The answer to a batch of one.
 fn one<T, E>(answers: BatchResult<T, E>) -> Result<T, E> {
     match answers {
@@ -141,6 +254,72 @@ fn unmap(domain: &Domain, session: SessionId, spec: UnmapSpec) -> Result<u64, Un
 
 fn sync(domain: &Domain, session: SessionId, spec: SyncSpec) -> Result<(), SyncError> {
     one(domain.sync(session, &[spec], BatchMode::AllOrNothing))
+}
+
+fn map_direct(
+    domain: &Domain,
+    actor: Actor,
+    spec: DirectSpec,
+) -> Result<DirectMapping, MapDirectError> {
+    one(domain.map_direct(actor, &[spec], BatchMode::AllOrNothing))
+}
+
+fn range(start: u64, last: u64) -> IovaRange {
+    IovaRange::new(Iova::new(start), Iova::new(last)).unwrap()
+}
+
+/// Pages `first..=last`.
+fn pages(first: u64, last: u64) -> IovaRange {
+    range(first * P, last * P + P - 1)
+}
+
+/// The direct table as a listing shows it, by address.
+fn direct_table(domain: &Domain) -> Vec<DirectMapping> {
+    let filter = MappingFilter {
+        kind: Some(MappingKind::Direct),
+        ..MappingFilter::default()
+    };
+    let listed = domain.mappings(filter, Iova::new(0), usize::MAX);
+    let entry = |view: &crate::mapping::MappingView| {
+        let ViewKind::Direct { source } = view.kind else {
+            panic!("{view:?} is not direct");
+        };
+        assert_eq!(view.id, None);
+        DirectMapping {
+            range: view.visible,
+            memory: source.memory,
+            offset: source.offset,
+            perm: view.perm,
+        }
+    };
+    listed.iter().map(entry).collect()
+}
+
+fn direct_ranges(domain: &Domain) -> Vec<IovaRange> {
+    direct_table(domain)
+        .iter()
+        .map(|entry| entry.range)
+        .collect()
+}
+
+/// Replaces reserved and allowed ranges, and nothing else.
+fn restrict(
+    domain: &Domain,
+    reserved: Vec<IovaRange>,
+    allowed: Vec<IovaRange>,
+) -> Result<(), UpdateError> {
+    let restrictions = Restrictions::new(reserved, allowed)?;
+    domain.update(|settings| {
+        Ok(Settings {
+            restrictions,
+            ..settings
+        })
+    })
+}
+
+/// Everything that the domain has decided, to the last byte.
+fn dump(domain: &Domain) -> String {
+    format!("{:?}", *domain.look())
 }
 
 /// The end of a mapping with nothing said about it.
@@ -222,14 +401,7 @@ fn backing(domain: &Domain, iova: Iova) -> (&crate::region::SharedMemory, u64) {
 
 /// Everything that a refused request must leave as it was.
 fn table(domain: &Domain) -> (Usage, Vec<Entry>) {
-    let whole = IovaRange::new(Iova::new(0), Iova::new(u64::MAX)).unwrap();
-    let mut entries = Vec::new();
-    let mut rest = Some(whole);
-    while let Some(entry) = rest.and_then(|rest| domain.lookup(rest)) {
-        entries.push(entry);
-        let next = entry.range.last().checked_add(1);
-        rest = next.map(|next| IovaRange::new(next, whole.last()).unwrap());
-    }
+    let entries = domain.look().iotlb.entries().copied().collect();
     (domain.usage(), entries)
 }
 

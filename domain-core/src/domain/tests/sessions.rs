@@ -16,7 +16,8 @@ fn some_memory() -> ClientMemory {
 fn refusals(domain: &Domain, session: SessionId, buffer: &Buffer, mapped: Mapped) -> Vec<Denied> {
     let spec = buffer.spec(0, 1, Direction::ToDevice);
     let unlucky = "an operation that is to be refused";
-    let Err(RegisterError::Denied(register)) = domain.register(session, some_memory()) else {
+    let Err(RegisterError::Denied(register)) = domain.register(session, some_memory(), false)
+    else {
         panic!("{unlucky}: register");
     };
     let Err(UnregisterError::Denied(unregister)) = domain.unregister(session, buffer.id) else {
@@ -144,6 +145,7 @@ fn closing_an_unused_domain_lets_nobody_in_any_more() {
     assert_eq!(domain.close(Close::IfUnused), Ok(vec![]));
 }
 
+/// Case 67, D12.
 #[test]
 fn a_domain_in_use_is_not_closed_and_says_by_what() {
     let domain = domain(8, 8);
@@ -160,6 +162,7 @@ fn a_domain_in_use_is_not_closed_and_says_by_what() {
         sessions: 3,
         streaming: 1,
         coherent: 1,
+        direct: 0,
         memories: 1,
     };
     assert_eq!(domain.close(Close::IfUnused), Err(in_use));
@@ -174,11 +177,13 @@ fn a_domain_in_use_is_not_closed_and_says_by_what() {
         sessions: 0,
         streaming: 0,
         coherent: 1,
+        direct: 0,
         memories: 0,
     };
     assert_eq!(domain.close(Close::IfUnused), Err(left));
 }
 
+/// Case 67, D12.
 #[test]
 fn a_forced_close_names_the_sessions_and_refuses_everything_until_they_have_left() {
     let domain = domain(8, 8);
@@ -216,15 +221,14 @@ fn quotas(sessions: u32, mappings: u32, memories: u32) -> Quotas {
         sessions,
         mappings,
         memories,
+        ..Quotas::default()
     }
 }
 
 #[test]
 fn a_session_beyond_the_quota_stays_out_until_another_leaves() {
     let domain = domain(8, 8);
-    domain
-        .update(|_, _| (quotas(3, 9, 9), Scrub::OnMap))
-        .unwrap();
+    set_quotas(&domain, quotas(3, 9, 9)).unwrap();
     let full = QuotaExceeded {
         quota: Quota::Sessions,
         limit: 3,
@@ -246,9 +250,7 @@ fn streaming_and_coherent_count_together_against_the_quota() {
     let domain = domain(8, 8);
     let buffer = Buffer::register(&domain, DRIVER, 1);
     let spec = buffer.spec(0, 1, Direction::ToDevice);
-    domain
-        .update(|_, _| (quotas(9, 2, 9), Scrub::OnMap))
-        .unwrap();
+    set_quotas(&domain, quotas(9, 2, 9)).unwrap();
     let made = domain.alloc_coherent(DRIVER, &CoherentSpec::of(1)).unwrap();
     let full = QuotaExceeded {
         quota: Quota::Mappings,
@@ -282,14 +284,12 @@ fn streaming_and_coherent_count_together_against_the_quota() {
 #[test]
 fn a_memory_beyond_the_quota_is_refused_and_closed() {
     let domain = domain(8, 8);
-    domain
-        .update(|_, _| (quotas(9, 9, 1), Scrub::OnMap))
-        .unwrap();
+    set_quotas(&domain, quotas(9, 9, 1)).unwrap();
     let first = Buffer::register(&domain, DRIVER, 1);
     let one_too_many = driver_memfd("one-memory-too-many", P).unwrap();
     let one_too_many = ClientMemory::accept(one_too_many, true).unwrap();
 
-    let refused = domain.register(OTHER, one_too_many).unwrap_err();
+    let refused = domain.register(OTHER, one_too_many, false).unwrap_err();
 
     assert!(
         matches!(
@@ -315,20 +315,25 @@ fn an_update_below_what_is_in_use_changes_neither_quotas_nor_policy() {
     domain
         .map(DRIVER, &[spec, spec], BatchMode::AllOrNothing)
         .unwrap();
-    let before = domain.quotas();
+    let before = domain.settings();
 
     for (wrong, quota, limit, used) in [
         (quotas(2, 9, 9), Quota::Sessions, 2, 3),
         (quotas(9, 1, 9), Quota::Mappings, 1, 2),
         (quotas(9, 9, 0), Quota::Memories, 0, 1),
     ] {
-        let refused = domain.update(|_, _| (wrong, Scrub::OnUnmap));
-        assert_eq!(refused, Err(QuotaExceeded { quota, limit, used }));
-        assert_eq!((domain.quotas(), domain.scrub()), (before, Scrub::OnMap));
+        let change = |settings| {
+            Ok(Settings {
+                quotas: wrong,
+                scrub: Scrub::OnUnmap,
+                ..settings
+            })
+        };
+        let exceeded = QuotaExceeded { quota, limit, used };
+        assert_eq!(domain.update(change), Err(UpdateError::Quota(exceeded)));
+        assert_eq!(domain.settings(), before);
     }
     // Exactly what is in use is allowed.
-    domain
-        .update(|_, _| (quotas(3, 2, 1), Scrub::OnUnmap))
-        .unwrap();
-    assert_eq!(domain.quotas(), quotas(3, 2, 1));
+    set_quotas(&domain, quotas(3, 2, 1)).unwrap();
+    assert_eq!(domain.settings().quotas, quotas(3, 2, 1));
 }

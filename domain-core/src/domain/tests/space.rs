@@ -3,7 +3,8 @@
 use super::*;
 use crate::alloc::AllocError;
 use crate::iotlb::TranslateError;
-use crate::perm::Perm;
+use crate::mapping::{MappingFilter, MappingKind, Source, ViewKind};
+
 use crate::region::SpanError;
 
 /// A MiB at 0: 256 pages, of which page 0 is kept back.
@@ -18,6 +19,7 @@ fn full(refused: &MapError, largest_hole: u64) -> bool {
         if *largest_hole_bytes == largest_hole)
 }
 
+/// D3.
 #[test]
 fn a_mib_takes_255_pages_and_one_more_for_each_that_is_freed() {
     let (domain, buffer) = mib();
@@ -41,6 +43,7 @@ fn a_mib_takes_255_pages_and_one_more_for_each_that_is_freed() {
     domain.check_invariants();
 }
 
+/// D3.
 #[test]
 fn one_mapping_may_be_as_large_as_the_largest_hole_and_no_larger() {
     let (domain, buffer) = mib();
@@ -65,6 +68,7 @@ fn one_mapping_may_be_as_large_as_the_largest_hole_and_no_larger() {
     assert_eq!(seen(&domain, visible(mapped)), pattern(all, 1));
 }
 
+/// D3.
 #[test]
 fn fifteen_mappings_of_seventeen_pages_fill_a_mib() {
     let (domain, buffer) = mib();
@@ -80,6 +84,7 @@ fn fifteen_mappings_of_seventeen_pages_fill_a_mib() {
     }
 }
 
+/// D4.
 #[test]
 fn an_alignment_holds_for_the_first_granule() {
     let (domain, buffer) = mib();
@@ -243,6 +248,7 @@ fn without_an_aperture_there_is_nothing_to_map_or_allocate_in() {
     assert_eq!(domain.usage().coherent_aperture, Occupancy::default());
 }
 
+/// D2.
 #[test]
 fn a_fresh_domain_translates_nothing() {
     let domain = domain(8, 8);
@@ -250,7 +256,7 @@ fn a_fresh_domain_translates_nothing() {
         let range = IovaRange::from_len(Iova::new(at), 1).unwrap();
         assert_eq!(domain.lookup(range), None);
         let hole = TranslateError::Hole { at: Iova::new(at) };
-        assert_eq!(domain.translate(range, Perm::Read), Err(hole));
+        assert_eq!(domain.translate(range, Perm::Read), Err(hole.into()));
     }
 }
 
@@ -261,7 +267,7 @@ fn a_translation_stops_at_the_exact_end_and_at_too_little_permission() {
     let mapped = map(&domain, DRIVER, buffer.spec(0, 100, Direction::ToDevice)).unwrap();
     let inside = visible(mapped);
 
-    let pieces = domain.translate(inside, Perm::Read).unwrap();
+    let (pieces, _) = domain.translate(inside, Perm::Read).unwrap();
     assert_eq!(pieces.len(), 1);
     assert_eq!(pieces[0].range, inside);
 
@@ -269,7 +275,7 @@ fn a_translation_stops_at_the_exact_end_and_at_too_little_permission() {
     let end = inside.last().checked_add(1).unwrap();
     assert_eq!(
         domain.translate(longer, Perm::Read),
-        Err(TranslateError::Hole { at: end })
+        Err(TranslateError::Hole { at: end }.into())
     );
     for want in [Perm::Write, Perm::ReadWrite] {
         assert_eq!(
@@ -278,7 +284,8 @@ fn a_translation_stops_at_the_exact_end_and_at_too_little_permission() {
                 range: inside,
                 perm: Perm::Read,
                 want
-            })
+            }
+            .into())
         );
     }
 }
@@ -295,7 +302,7 @@ fn a_listing_begins_with_the_mapping_that_starts_at_its_from() {
         .map(|_| map(&domain, DRIVER, spec).unwrap())
         .collect();
     let starts = |from, max| -> Vec<Iova> {
-        let listed = domain.mappings(crate::mapping::MappingFilter::default(), from, max);
+        let listed = domain.mappings(MappingFilter::default(), from, max);
         listed.iter().map(|view| view.visible.start()).collect()
     };
     let iovas: Vec<_> = mapped.iter().map(|mapped| mapped.iova).collect();
@@ -317,23 +324,33 @@ fn a_listing_shows_what_its_filter_names() {
     let theirs = map(&domain, OTHER, foreign.spec(0, P, Direction::ToDevice)).unwrap();
     let spec = crate::coherent::CoherentSpec::of(10);
     let shared = domain.alloc_coherent(OTHER, &spec).unwrap();
-    let ids = |owner, aperture| -> Vec<_> {
-        let filter = crate::mapping::MappingFilter { owner, aperture };
+    let ids = |owner, kind| -> Vec<_> {
+        let filter = MappingFilter {
+            owner,
+            kind,
+            ..MappingFilter::default()
+        };
         let listed = domain.mappings(filter, Iova::new(0), 9);
-        listed.iter().map(|view| view.id).collect()
+        listed.iter().filter_map(|view| view.id).collect()
     };
 
     assert_eq!(ids(None, None), [mine.id, theirs.id, shared.id]);
     assert_eq!(ids(Some(DRIVER), None), [mine.id]);
-    assert_eq!(ids(None, Some(ApertureKind::Coherent)), [shared.id]);
-    assert_eq!(ids(Some(OTHER), Some(ApertureKind::Bounce)), [theirs.id]);
+    assert_eq!(ids(None, Some(MappingKind::Coherent)), [shared.id]);
+    assert_eq!(ids(Some(OTHER), Some(MappingKind::Streaming)), [theirs.id]);
+    assert_eq!(ids(None, Some(MappingKind::Direct)), []);
     assert_eq!(ids(Some(DEVICE), None), []);
 
-    let view = domain.mappings(crate::mapping::MappingFilter::default(), Iova::new(0), 1)[0];
-    let streaming = view.streaming.unwrap();
+    let view = domain.mappings(MappingFilter::default(), Iova::new(0), 1)[0];
     assert_eq!((view.owner, view.visible), (Some(DRIVER), visible(mine)));
-    assert_eq!((streaming.memory, streaming.offset), (buffer.id, 3));
-    assert_eq!(streaming.direction, Direction::FromDevice);
+    let kind = ViewKind::Streaming {
+        direction: Direction::FromDevice,
+        source: Source {
+            memory: buffer.id,
+            offset: 3,
+        },
+    };
+    assert_eq!(view.kind, kind);
 }
 
 #[test]
@@ -346,7 +363,7 @@ fn an_aperture_away_from_zero_gives_its_first_granule_and_counts_from_its_start(
         ..LayoutSpec::default()
     };
     let layout = layout.plan().unwrap();
-    let domain = Domain::create("high", layout, Quotas::default(), Scrub::OnMap).unwrap();
+    let domain = Domain::create("high", layout, Settings::default(), ScrubWith::Zero).unwrap();
     domain.join(DRIVER, Role::Driver).unwrap();
     let buffer = Buffer::register(&domain, DRIVER, 4);
 
@@ -376,7 +393,7 @@ fn a_larger_granule_is_owned_and_zeroed_whole() {
         ..LayoutSpec::default()
     };
     let layout = layout.plan().unwrap();
-    let domain = Domain::create("large", layout, Quotas::default(), Scrub::OnMap).unwrap();
+    let domain = Domain::create("large", layout, Settings::default(), ScrubWith::Zero).unwrap();
     domain.join(DRIVER, Role::Driver).unwrap();
     let buffer = Buffer::register(&domain, DRIVER, 40);
     device_floods(&domain, ApertureKind::Bounce, DIRT);

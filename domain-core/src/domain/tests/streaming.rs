@@ -1,5 +1,9 @@
 //! Which bytes travel when, and which never do.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use proptest::prelude::*;
+
 use super::*;
 
 /// Shapes that begin and end on, just before and just behind page borders.
@@ -70,6 +74,7 @@ impl Street {
     }
 }
 
+/// B-01 fresh_range_is_zero_or_payload, D5.
 #[test]
 fn the_device_sees_exactly_the_buffer_and_zeros_around_it() {
     let street = Street::new();
@@ -90,6 +95,7 @@ fn the_device_sees_exactly_the_buffer_and_zeros_around_it() {
     }
 }
 
+/// D5, the way back.
 #[test]
 fn exactly_the_buffer_comes_back_and_nothing_around_it() {
     let street = Street::new();
@@ -140,7 +146,7 @@ fn the_iotlb_shows_exactly_the_length_with_the_perm_of_the_direction() {
         let entry = Entry {
             range: visible(mapped),
             target: Target {
-                region: ApertureKind::Bounce,
+                region: RegionId::BOUNCE,
                 // The aperture begins at 0.
                 offset_bytes: mapped.iova.get(),
             },
@@ -152,6 +158,7 @@ fn the_iotlb_shows_exactly_the_length_with_the_perm_of_the_direction() {
     }
 }
 
+/// D6.
 #[test]
 fn from_device_changes_nothing_before_unmap() {
     let domain = domain(4, 0);
@@ -165,6 +172,7 @@ fn from_device_changes_nothing_before_unmap() {
     assert_eq!(buffer.bytes(10, 500), pattern(500, 2));
 }
 
+/// B-03 from_device_partial_write, D6.
 #[test]
 fn every_count_of_written_bytes_brings_back_exactly_so_many() {
     // 300 bytes that cross a page border of the buffer, and of the bounce
@@ -192,6 +200,7 @@ fn every_count_of_written_bytes_brings_back_exactly_so_many() {
     }
 }
 
+/// B-04 preserve_mode_matches_swiotlb, D6.
 #[test]
 fn preserve_shows_the_original_and_unwritten_bytes_come_back_as_they_were() {
     let domain = domain(4, 0);
@@ -225,6 +234,7 @@ fn preserve_shows_the_original_and_unwritten_bytes_come_back_as_they_were() {
     }
 }
 
+/// D7.
 #[test]
 fn bidirectional_takes_the_present_bytes_in_and_the_devices_back() {
     let domain = domain(4, 0);
@@ -243,6 +253,7 @@ fn bidirectional_takes_the_present_bytes_in_and_the_devices_back() {
     assert_eq!(buffer.all(), expected);
 }
 
+/// D7.
 #[test]
 fn a_mapping_with_skip_sync_shows_zeros_and_brings_nothing_back() {
     let domain = domain(4, 0);
@@ -495,6 +506,7 @@ fn more_written_bytes_than_the_mapping_has_are_refused() {
     }
 }
 
+/// D8.
 #[test]
 fn a_second_unmap_finds_nothing_and_frees_nothing_of_others() {
     let domain = domain(8, 0);
@@ -530,6 +542,7 @@ fn a_second_unmap_finds_nothing_and_frees_nothing_of_others() {
     assert_eq!(domain.usage().streaming, 2);
 }
 
+/// D8.
 #[test]
 fn a_wrong_name_ends_nothing_and_syncs_nothing() {
     let domain = domain(8, 0);
@@ -618,6 +631,7 @@ fn a_device_that_floods_the_aperture_changes_nothing_outside_the_buffer() {
     });
 }
 
+/// B-02 slack_is_zero_after_reuse.
 #[test]
 fn nothing_of_an_earlier_mapping_shows_under_either_policy() {
     for scrub in [Scrub::OnMap, Scrub::OnUnmap] {
@@ -648,10 +662,10 @@ fn a_changed_scrub_policy_holds_from_the_next_unmap_on() {
     let buffer = Buffer::register(&domain, DRIVER, 1);
     let mapped = map(&domain, DRIVER, buffer.spec(0, P, Direction::ToDevice)).unwrap();
 
-    domain.update(|quotas, _| (quotas, Scrub::OnUnmap)).unwrap();
+    set_scrub(&domain, Scrub::OnUnmap);
     unmap(&domain, DRIVER, ending(mapped)).unwrap();
 
-    assert_eq!(domain.scrub(), Scrub::OnUnmap);
+    assert_eq!(domain.settings().scrub, Scrub::OnUnmap);
     assert_eq!(seen(&domain, visible(mapped)), vec![0; size(P)]);
 }
 
@@ -706,7 +720,7 @@ fn read_only_memory_is_bounced_to_the_device_and_no_other_way() {
     let domain = domain(8, 0);
     let fd = driver_memfd("read-only", P).unwrap();
     let id = domain
-        .register(DRIVER, ClientMemory::accept(fd, false).unwrap())
+        .register(DRIVER, ClientMemory::accept(fd, false).unwrap(), false)
         .unwrap();
 
     for direction in [Direction::FromDevice, Direction::Bidirectional] {
@@ -717,4 +731,83 @@ fn read_only_memory_is_bounced_to_the_device_and_no_other_way() {
         );
     }
     map(&domain, DRIVER, MapSpec::new(id, 0, P, Direction::ToDevice)).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// B-05 two_sessions_never_share_page: neither a page of what streams nor one
+    /// of what is coherent, whatever the sizes, and however the low bits lie.
+    #[test]
+    fn two_sessions_never_share_a_page(
+        wishes in prop::collection::vec(
+            (any::<bool>(), 0..2 * P, 1..3 * P, any::<bool>(), any::<bool>()),
+            1..60,
+        ),
+    ) {
+        let domain = domain(64, 64);
+        let buffers = [DRIVER, OTHER].map(|session| Buffer::register(&domain, session, 5));
+        let mut taken: Vec<(SessionId, IovaRange)> = Vec::new();
+        for (is_other, offset, len, keep_offset, is_coherent) in wishes {
+            let session = if is_other { OTHER } else { DRIVER };
+            let range = if is_coherent {
+                let made = domain.alloc_coherent(session, &crate::coherent::CoherentSpec::of(len));
+                made.map(|made| made.range).ok()
+            } else {
+                let buffer = &buffers[usize::from(is_other)];
+                let spec = MapSpec {
+                    keep_offset,
+                    ..buffer.spec(offset, len, Direction::Bidirectional)
+                };
+                map(&domain, session, spec).map(visible).ok()
+            };
+            let Some(range) = range else { continue };
+            let ours = granules(range);
+            for (owner, theirs) in &taken {
+                prop_assert!(*owner == session || !ours.overlaps(*theirs));
+            }
+            taken.push((session, ours));
+        }
+    }
+}
+
+/// B-09 single_fetch: a device flips every byte of its mapping while it is copied
+/// back. What was read is what arrives; how much of it, no shared byte decides.
+#[test]
+fn a_device_that_writes_during_the_copy_back_changes_bytes_and_never_lengths() {
+    const LEN: u64 = 5 * P + 77;
+    let domain = domain(16, 0);
+    let buffer = Buffer::register(&domain, DRIVER, 8);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Bounded: a failed assertion below must not leave it running.
+            for byte in (0..=u8::MAX).cycle().take(200_000) {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                device_floods(&domain, ApertureKind::Bounce, byte);
+            }
+        });
+        for round in 0..200 {
+            buffer.write(0, &pattern(8 * P, 1));
+            let spec = buffer.spec(100, LEN, Direction::FromDevice);
+            let mapped = map(&domain, DRIVER, spec).unwrap();
+            let count = round * 97 % LEN;
+            let request = part(mapped, 0, count.max(1), SyncTarget::ForCpu);
+            sync(&domain, DRIVER, request).unwrap();
+            assert_eq!(
+                unmap(&domain, DRIVER, written(mapped, count)).unwrap(),
+                count
+            );
+            let original = pattern(8 * P, 1);
+            let all = buffer.all();
+            let back = size(100)..size(100 + count.max(1));
+            assert!(all[..back.start] == original[..back.start]);
+            assert!(all[back.end..] == original[back.end..]);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    domain.check_invariants();
+    assert_eq!(domain.usage().bounce.used_bytes, 0);
 }

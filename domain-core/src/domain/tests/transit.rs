@@ -11,10 +11,9 @@ use crate::batch::settle;
 use crate::coherent::CoherentSpec;
 use crate::domain::InUse;
 use crate::domain::transit::{Draining, Reservation, Syncing};
-use crate::iotlb::Iotlb;
+use crate::iotlb::{Iotlb, RegionWords};
 use crate::mapping::{MappingFilter, Phase};
 use crate::memory::UnregisterError;
-use crate::perm::Perm;
 
 const ALL: BatchMode = BatchMode::AllOrNothing;
 
@@ -74,7 +73,8 @@ fn a_mapping_that_is_being_made_is_counted_but_absent() {
         domain.unregister(DRIVER, buffer.id),
         Err(UnregisterError::InUse {
             id: buffer.id,
-            mappings: 1
+            mappings: 1,
+            direct: 0
         })
     );
     assert!(matches!(
@@ -254,7 +254,7 @@ fn memory_of_a_session_that_left_stays_open_for_the_copy_and_no_longer() {
     let domain = domain(8, 0);
     let fd = driver_memfd("copy-keeps-open", P).unwrap();
     let memory = ClientMemory::accept(fd, true).unwrap();
-    let id = domain.register(DRIVER, memory).unwrap();
+    let id = domain.register(DRIVER, memory, false).unwrap();
     let spec = MapSpec::new(id, 0, 100, Direction::Bidirectional);
     let mapped = map(&domain, DRIVER, spec).unwrap();
     let copying = syncing(&domain, part(mapped, 0, 100, SyncTarget::ForCpu));
@@ -313,7 +313,7 @@ fn a_decision_that_panics_ends_its_request_and_does_not_hang() {
 /// the second of the next mappings will be.
 fn break_a_promise(domain: &Domain, live: Mapped) {
     let mut state = domain.lock();
-    let iotlb: &mut Iotlb = &mut state.iotlb;
+    let iotlb: &mut Iotlb<RegionWords> = &mut state.iotlb;
     let entry = iotlb.remove(live.iova).unwrap();
     let next_but_one = live.iova.get() + 2 * P;
     let range = IovaRange::from_len(Iova::new(next_but_one), 1).unwrap();

@@ -9,7 +9,7 @@ use super::*;
 pub(super) enum Op {
     Join(u64, Role),
     Leave(u64),
-    Register(u64, u64, bool),
+    Register(u64, u64, bool, bool),
     Unregister(u64, usize),
     Map(u64, BatchMode, Vec<MapWish>),
     Unmap(u64, BatchMode, Vec<EndWish>),
@@ -20,6 +20,47 @@ pub(super) enum Op {
     DeviceWrites(u64, u64, u8),
     DriverWrites(usize, u64, u64, u8),
     SealMemory(usize),
+    MapDirect(u64, BatchMode, Vec<DirectWish>),
+    UnmapDirect(u64, Vec<IovaRange>),
+    ClearMap(u64, Vec<IovaRange>),
+    /// None: the table as it is.
+    SetMap(u64, Option<Vec<EntryWish>>, Expect),
+    ResetBounce(u64, bool),
+    Update(u32, Scrub, Vec<IovaRange>, Vec<IovaRange>),
+    Translate(IovaRange, Perm),
+    Lookup(IovaRange),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct DirectWish {
+    pub(super) memory: usize,
+    pub(super) offset: u64,
+    pub(super) len_bytes: u64,
+    pub(super) perm: Perm,
+    pub(super) place: PlaceWish,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PlaceWish {
+    At(u64),
+    /// Alignment and limit.
+    Anywhere(u64, Option<Iova>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct EntryWish {
+    pub(super) range: IovaRange,
+    pub(super) memory: usize,
+    pub(super) offset: u64,
+    pub(super) perm: Perm,
+}
+
+/// Which generation a table is expected to have.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Expect {
+    Anything,
+    Now,
+    Older(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -157,14 +198,133 @@ fn device_writes_anywhere() -> impl Strategy<Value = Op> {
     })
 }
 
+/// Sessions 1 and 2 drive, mostly; 0 is the owner.
+fn actors() -> impl Strategy<Value = u64> {
+    prop_oneof![8 => 0_u64..=2, 1 => 3_u64..=5]
+}
+
+fn perms() -> impl Strategy<Value = Perm> {
+    prop_oneof![
+        4 => Just(Perm::ReadWrite),
+        1 => Just(Perm::Read),
+        1 => Just(Perm::Write)
+    ]
+}
+
+/// Mostly whole pages of a small space, and now and then a number that is wrong
+/// by itself.
+fn numbers(pages: u64) -> impl Strategy<Value = u64> {
+    prop_oneof![
+        30 => (0..pages).prop_map(|page| page * P),
+        1 => Just(1),
+        1 => 0..pages * P,
+        1 => Just(u64::MAX - P + 1),
+        1 => Just(u64::MAX),
+        1 => Just(1 << 63),
+    ]
+}
+
+fn direct_wishes() -> impl Strategy<Value = DirectWish> {
+    let align = prop_oneof![8 => aligns(), 1 => Just(1 << 63)];
+    let limit =
+        prop_oneof![3 => Just(None), 1 => (0..=LIMIT + P).prop_map(|at| Some(Iova::new(at)))];
+    let places = prop_oneof![
+        numbers(LIMIT / P + 2).prop_map(PlaceWish::At),
+        (align, limit).prop_map(|(align, limit)| PlaceWish::Anywhere(align, limit)),
+    ];
+    let offsets = prop_oneof![3 => Just(0), 1 => numbers(3)];
+    let lens = prop_oneof![3 => Just(P), 1 => numbers(4)];
+    (0_usize..6, offsets, lens, perms(), places).prop_map(
+        |(memory, offset, len_bytes, perm, place)| DirectWish {
+            memory,
+            offset,
+            len_bytes,
+            perm,
+            place,
+        },
+    )
+}
+
+/// Ranges that love the borders of pages, and some that are everything.
+fn ranges() -> impl Strategy<Value = IovaRange> {
+    let pages = 0..=LIMIT / P + 1;
+    let edges = (pages, 0_u64..12, 0_u64..6, 0_u64..6);
+    let odd = |odd| if odd < 2 { odd } else { 0 };
+    let around = edges.prop_map(move |(page, count, before, behind)| {
+        let start = (page * P).saturating_sub(odd(before));
+        let last = (page + count) * P + P - 1 - odd(behind);
+        range(start, last.max(start))
+    });
+    prop_oneof![
+        12 => around,
+        2 => (0..LIMIT + P).prop_map(|at| range(at, at)),
+        1 => Just(range(0, u64::MAX)),
+        1 => Just(range(0, LIMIT)),
+        1 => Just(range(u64::MAX, u64::MAX)),
+    ]
+}
+
+fn entry_wishes() -> impl Strategy<Value = EntryWish> {
+    let whole = (0..=LIMIT / P, 0_u64..2);
+    let ranges = prop_oneof![
+        20 => whole.prop_map(|(page, more)| pages(page, page + more)),
+        1 => ranges(),
+    ];
+    let offsets = prop_oneof![6 => Just(0), 1 => numbers(3)];
+    (ranges, 0_usize..6, offsets, perms()).prop_map(|(range, memory, offset, perm)| EntryWish {
+        range,
+        memory,
+        offset,
+        perm,
+    })
+}
+
+fn restrictions() -> impl Strategy<Value = Vec<IovaRange>> {
+    prop_oneof![
+        2 => Just(Vec::new()),
+        3 => prop::collection::vec(ranges(), 1..4)
+    ]
+}
+
+fn direct_ops() -> impl Strategy<Value = Op> {
+    use prop::collection::vec;
+    let expect = prop_oneof![
+        2 => Just(Expect::Anything),
+        1 => Just(Expect::Now),
+        1 => (0_u64..5).prop_map(Expect::Older)
+    ];
+    let tables = prop_oneof![
+        1 => Just(None),
+        4 => vec(entry_wishes(), 0..5).prop_map(Some)
+    ];
+    let scrubs = prop_oneof![Just(Scrub::OnMap), Just(Scrub::OnUnmap)];
+    prop_oneof![
+        16 => (actors(), modes(), vec(direct_wishes(), 1..4))
+            .prop_map(|(who, mode, wishes)| Op::MapDirect(who, mode, wishes)),
+        4 => (actors(), vec(ranges(), 0..3)).prop_map(|(who, ranges)| Op::UnmapDirect(who, ranges)),
+        3 => (actors(), vec(ranges(), 0..3)).prop_map(|(who, ranges)| Op::ClearMap(who, ranges)),
+        4 => (actors(), tables, expect)
+            .prop_map(|(who, table, expect)| Op::SetMap(who, table, expect)),
+        1 => (actors(), any::<bool>()).prop_map(|(who, force)| Op::ResetBounce(who, force)),
+        3 => (0_u32..10, scrubs, restrictions(), restrictions())
+            .prop_map(|(quota, scrub, reserved, allowed)| {
+                Op::Update(quota, scrub, reserved, allowed)
+            }),
+        8 => (ranges(), perms()).prop_map(|(range, want)| Op::Translate(range, want)),
+        4 => ranges().prop_map(Op::Lookup),
+    ]
+}
+
 pub(super) fn ops() -> impl Strategy<Value = Op> {
     use prop::collection::vec;
     let roles = prop_oneof![4 => Just(Role::Driver), 1 => Just(Role::Device)];
     prop_oneof![
         3 => (1_u64..=5, roles).prop_map(|(who, role)| Op::Join(who, role)),
         1 => (1_u64..=5).prop_map(Op::Leave),
-        3 => (sessions(), 1_u64..=3, prop::bool::weighted(0.8))
-            .prop_map(|(who, pages, writable)| Op::Register(who, pages, writable)),
+        3 => (sessions(), 1_u64..=3, prop::bool::weighted(0.8), prop::bool::weighted(0.3))
+            .prop_map(|(who, pages, writable, persistent)| {
+                Op::Register(who, pages, writable, persistent)
+            }),
         1 => (sessions(), 0_usize..6).prop_map(|(who, which)| Op::Unregister(who, which)),
         10 => (sessions(), modes(), vec(map_wishes(), 1..4))
             .prop_map(|(who, mode, wishes)| Op::Map(who, mode, wishes)),
@@ -180,5 +340,6 @@ pub(super) fn ops() -> impl Strategy<Value = Op> {
         3 => (0_usize..6, lens(), lens(), any::<u8>())
             .prop_map(|(which, at, len, byte)| Op::DriverWrites(which, at, len, byte)),
         1 => (0_usize..6).prop_map(Op::SealMemory),
+        16 => direct_ops(),
     ]
 }

@@ -1,0 +1,156 @@
+//! The memory that a page table is written into.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::region::{Grant, RegionError, SharedCell, SharedWords, SparseRegion};
+
+/// Words that can be read while somebody else writes them.
+pub trait WordSource: Send + Sync {
+    /// What a word is read through.
+    type Word: LoadWord;
+
+    /// All words there can ever be. Those that have no memory yet are never read.
+    fn words(&self) -> &[Self::Word];
+}
+
+/// One word that can be read while somebody else writes it.
+pub trait LoadWord {
+    /// Its present value, with acquire semantics: who reads a link also sees what it leads to.
+    fn load_acquire(&self) -> u64;
+}
+
+/// Words that the owner of a table can write. One thread at a time does.
+pub trait Words: WordSource {
+    /// Replaces a word that has memory. With [`Ordering::Release`], who reads it sees all that was
+    /// stored before.
+    ///
+    /// # Panics
+    /// Past the end: the table has miscounted.
+    fn store(&self, index: usize, value: u64, order: Ordering);
+
+    /// Gives memory to the first `count` words, zeroes where there was none.
+    ///
+    /// # Errors
+    /// [`NoMemory`]; what had memory still has it.
+    fn back(&self, count: usize) -> Result<(), NoMemory>;
+}
+
+/// There is no memory for more words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory for a table of {want_bytes} bytes")]
+pub struct NoMemory {
+    /// How many bytes all words together would have had.
+    pub want_bytes: u64,
+}
+
+/// Words on the heap, for tests and for tables that nobody else reads.
+#[derive(Debug)]
+pub struct HeapWords(Box<[AtomicU64]>);
+
+impl HeapWords {
+    /// So many words, all zero.
+    #[must_use]
+    pub fn new(count: usize) -> HeapWords {
+        HeapWords((0..count).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl WordSource for HeapWords {
+    type Word = AtomicU64;
+
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+impl LoadWord for AtomicU64 {
+    #[inline]
+    fn load_acquire(&self) -> u64 {
+        self.load(Ordering::Acquire)
+    }
+}
+
+impl Words for HeapWords {
+    #[inline]
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.0[index].store(value, order);
+    }
+
+    fn back(&self, _count: usize) -> Result<(), NoMemory> {
+        Ok(())
+    }
+}
+
+/// Words in a memfd that can be granted to readers in other processes. Only this process can write
+/// them.
+#[derive(Debug)]
+pub struct RegionWords(SparseRegion);
+
+impl RegionWords {
+    /// Room for `most_bytes`, a positive multiple of 4 KiB; memory only as it is needed. `name`
+    /// shows in `/proc` only.
+    ///
+    /// # Errors
+    /// [`RegionError`]; nothing is left behind.
+    pub fn create(name: &str, most_bytes: u64) -> Result<RegionWords, RegionError> {
+        SparseRegion::create(name, most_bytes).map(RegionWords)
+    }
+
+    /// Opens the memory once more, read-only, for one reader.
+    ///
+    /// # Errors
+    /// [`RegionError::Reopen`], without `/proc` or without a free descriptor.
+    pub fn grant(&self) -> Result<Grant, RegionError> {
+        self.0.grant()
+    }
+
+    /// Bytes that a reader maps.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.0.len_bytes()
+    }
+}
+
+impl WordSource for RegionWords {
+    type Word = SharedCell;
+
+    #[inline]
+    fn words(&self) -> &[SharedCell] {
+        self.0.words().cells()
+    }
+}
+
+impl LoadWord for SharedCell {
+    #[inline]
+    fn load_acquire(&self) -> u64 {
+        self.load(Ordering::Acquire)
+    }
+}
+
+impl Words for RegionWords {
+    #[inline]
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.0
+            .words()
+            .word_mut(index)
+            .expect("the table stays inside its memory")
+            .store(value, order);
+    }
+
+    fn back(&self, count: usize) -> Result<(), NoMemory> {
+        let want_bytes = (count as u64).saturating_mul(8);
+        // Whatever the kernel's reason was: there is no memory, and nothing has changed.
+        self.0.back(want_bytes).map_err(|_| NoMemory { want_bytes })
+    }
+}
+
+/// What a client makes of a table that it was granted.
+impl WordSource for SharedWords {
+    type Word = SharedCell;
+
+    #[inline]
+    fn words(&self) -> &[SharedCell] {
+        self.cells()
+    }
+}
