@@ -73,7 +73,7 @@ impl Restrictions {
     /// [`RestrictionError::InUse`] for a reserved range over an aperture.
     pub fn plan(&self, layout: &Layout) -> Result<Vec<IovaRange>, RestrictionError> {
         let mut space = Space::new(layout, Restrictions::default());
-        space.restrict(self.clone(), std::iter::empty())?;
+        space.restrict(self.clone(), &[])?;
         Ok(space.ranges())
     }
 }

@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::Duration;
 
 use domaind_proto::v1;
@@ -104,6 +104,21 @@ impl Actor {
             Reply::Done(value) => Ok(value),
             Reply::Refused(refusal) => Err(refusal),
             Reply::Failed(text) => panic!("actor {}: {text}", self.pid()),
+        }
+    }
+
+    /// What came of it, if it is done by now.
+    ///
+    /// # Panics
+    /// If the actor is gone, or something went wrong that is no refusal.
+    #[track_caller]
+    pub fn poll(&mut self) -> Option<Refused<Value>> {
+        match self.replies.try_recv() {
+            Ok(Reply::Done(value)) => Some(Ok(value)),
+            Ok(Reply::Refused(refusal)) => Some(Err(refusal)),
+            Ok(Reply::Failed(text)) => panic!("actor {}: {text}", self.pid()),
+            Err(TryRecvError::Empty) => None,
+            Err(error) => panic!("actor {} says nothing: {error}", self.pid()),
         }
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
+use crate::direct::range;
 use crate::node::name;
 use crate::raw::with_token;
 use crate::refusal::{Refused, answer};
@@ -58,7 +59,7 @@ pub async fn mapping_calls(channel: Channel, token: Option<&str>) -> Vec<Verdict
             direction: v1::Direction::ToDevice.into(),
             ..Default::default()
         }],
-        partial: false,
+        ..Default::default()
     };
     let unmap = v1::UnmapRequest {
         entries: vec![v1::UnmapEntry {
@@ -66,7 +67,7 @@ pub async fn mapping_calls(channel: Channel, token: Option<&str>) -> Vec<Verdict
             mapping_id: 1,
             ..Default::default()
         }],
-        partial: false,
+        ..Default::default()
     };
     let sync = v1::SyncRequest {
         entries: vec![v1::SyncEntry {
@@ -76,7 +77,7 @@ pub async fn mapping_calls(channel: Channel, token: Option<&str>) -> Vec<Verdict
             target: v1::SyncTarget::ForDevice.into(),
             ..Default::default()
         }],
-        partial: false,
+        ..Default::default()
     };
     let alloc = v1::AllocCoherentRequest {
         len_bytes: 1,
@@ -85,8 +86,9 @@ pub async fn mapping_calls(channel: Channel, token: Option<&str>) -> Vec<Verdict
     let free = v1::FreeCoherentRequest {
         iova: 4096,
         mapping_id: 1,
+        ..Default::default()
     };
-    vec![
+    let mut verdicts = vec![
         one("Map", calls.map(signed(map, token)).await),
         one("Unmap", calls.unmap(signed(unmap, token)).await),
         one("Sync", calls.sync(signed(sync, token)).await),
@@ -97,6 +99,107 @@ pub async fn mapping_calls(channel: Channel, token: Option<&str>) -> Vec<Verdict
         one(
             "FreeCoherent",
             calls.free_coherent(signed(free, token)).await,
+        ),
+    ];
+    if token.is_some() {
+        // Without one they are for the owner, who names the domain.
+        verdicts.extend(direct_changes(calls.clone(), token, "").await);
+        verdicts.extend(direct_looks(calls, token, "").await);
+    }
+    verdicts
+}
+
+/// Every call that changes the direct table or the bounce aperture.
+pub async fn direct_changes(
+    mut calls: MappingServiceClient<Channel>,
+    token: Option<&str>,
+    domain: &str,
+) -> Vec<Verdict> {
+    let domain = || domain.to_owned();
+    let map = v1::MapDirectRequest {
+        domain: domain(),
+        entries: vec![v1::MapDirectEntry {
+            memory_id: 1,
+            len_bytes: 4096,
+            perm: v1::Perm::Read.into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let unmap = v1::UnmapDirectRequest {
+        domain: domain(),
+        ranges: vec![range(0, u64::MAX)],
+        ..Default::default()
+    };
+    let set_map = v1::SetMapRequest {
+        domain: domain(),
+        ..Default::default()
+    };
+    let header = v1::SetMapHeader {
+        domain: domain(),
+        ..Default::default()
+    };
+    let whole = v1::StreamSetMapRequest {
+        header: Some(header),
+        commit: true,
+        ..Default::default()
+    };
+    let clear = v1::ClearMapRequest {
+        domain: domain(),
+        ranges: vec![range(0, u64::MAX)],
+        ..Default::default()
+    };
+    let reset = v1::ResetBounceRequest {
+        domain: domain(),
+        force: true,
+        ..Default::default()
+    };
+    let whole = tonic::codegen::tokio_stream::once(whole);
+    vec![
+        one("MapDirect", calls.map_direct(signed(map, token)).await),
+        one(
+            "UnmapDirect",
+            calls.unmap_direct(signed(unmap, token)).await,
+        ),
+        one("SetMap", calls.set_map(signed(set_map, token)).await),
+        one(
+            "StreamSetMap",
+            calls.stream_set_map(signed(whole, token)).await,
+        ),
+        one("ClearMap", calls.clear_map(signed(clear, token)).await),
+        one(
+            "ResetBounce",
+            calls.reset_bounce(signed(reset, token)).await,
+        ),
+    ]
+}
+
+/// Every call that tells what is mapped.
+pub async fn direct_looks(
+    mut calls: MappingServiceClient<Channel>,
+    token: Option<&str>,
+    domain: &str,
+) -> Vec<Verdict> {
+    let translate = v1::TranslateRequest {
+        domain: domain.to_owned(),
+        range: Some(range(4096, 4096)),
+        want: v1::Perm::Read.into(),
+    };
+    let lookup = v1::LookupRequest {
+        domain: domain.to_owned(),
+        range: Some(range(0, u64::MAX)),
+    };
+    let list = v1::ListMappingsRequest {
+        domain: domain.to_owned(),
+        ..Default::default()
+    };
+    vec![
+        one("Translate", calls.translate(signed(translate, token)).await),
+        one("Lookup", calls.lookup(signed(lookup, token)).await),
+        many(
+            "ListMappings",
+            calls.list_mappings(signed(list, token)).await,
+            |page| page.mappings.len(),
         ),
     ]
 }
@@ -116,15 +219,11 @@ pub async fn names(client: &Client, domain: &str, session: &str) -> Vec<Verdict>
     let get_session = v1::GetSessionRequest {
         name: session.to_owned(),
     };
-    let mappings = v1::ListMappingsRequest {
-        domain: domain.clone(),
-        ..Default::default()
-    };
     let memories = v1::ListMemoriesRequest {
         domain: domain.clone(),
         ..Default::default()
     };
-    vec![
+    let mut verdicts = vec![
         one("GetDomain", domains.get_domain(get).await),
         many(
             "ListDomains",
@@ -147,16 +246,13 @@ pub async fn names(client: &Client, domain: &str, session: &str) -> Vec<Verdict>
         ),
         one("GetSession", sessions.get_session(get_session).await),
         many(
-            "ListMappings",
-            client.mappings().list_mappings(mappings).await,
-            |page| page.mappings.len(),
-        ),
-        many(
             "ListMemories",
             sessions.list_memories(memories).await,
             |page| page.memories.len(),
         ),
-    ]
+    ];
+    verdicts.extend(direct_looks(client.mappings(), None, &domain).await);
+    verdicts
 }
 
 /// Every call that would change a domain or a session, harmlessly or not.
@@ -165,21 +261,24 @@ pub async fn changes(client: &Client, domain: &str, session: &str) -> Vec<Verdic
     let update = v1::UpdateDomainRequest {
         name: name(domain),
         scrub: v1::Scrub::OnUnmap.into(),
-        quotas: None,
+        ..Default::default()
     };
     let evict = v1::EvictSessionRequest {
         name: session.to_owned(),
+        ..Default::default()
     };
     let delete = v1::DeleteDomainRequest {
         name: name(domain),
         force: true,
-        allow_missing: false,
+        ..Default::default()
     };
-    vec![
+    let mut verdicts = direct_changes(client.mappings(), None, &name(domain)).await;
+    verdicts.extend([
         one("UpdateDomain", domains.update_domain(update).await),
         one("EvictSession", sessions.evict_session(evict).await),
         one("DeleteDomain", domains.delete_domain(delete).await),
-    ]
+    ]);
+    verdicts
 }
 
 fn one<T>(call: &str, response: Result<tonic::Response<T>, tonic::Status>) -> Verdict {

@@ -16,8 +16,11 @@
 #![allow(clippy::missing_errors_doc)]
 
 pub mod actor;
+pub mod bytes;
 pub mod children;
 pub mod ctl;
+pub mod direct;
+pub mod effort;
 pub mod files;
 pub mod grant;
 pub mod knock;
@@ -30,6 +33,8 @@ pub mod wait;
 
 pub use actor::Actor;
 pub use ctl::{Ctl, Output};
+pub use direct::Caller;
+pub use effort::rounds;
 pub use node::{Counts, Node};
 pub use raw::Raw;
 pub use refusal::{Refused, refused};

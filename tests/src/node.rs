@@ -20,6 +20,12 @@ use crate::wait::{self, DEADLINE};
 /// A socket's path is short; `TMPDIR` may not be.
 const SHORT: &str = "/tmp";
 
+/// Has every daemon started in its poison mode.
+const TEST_POISON: &str = "DOMAIND_TEST_POISON";
+
+/// What a daemon in poison mode leaves in free memory, ROBUSTNESS.md 2.3.
+pub const POISON: u8 = 0xa5;
+
 /// How long a daemon may take to stop.
 const STOP: Duration = Duration::from_secs(25);
 
@@ -178,6 +184,11 @@ impl Node {
         client
     }
 
+    /// Changes a domain.
+    pub async fn update(&self, request: v1::UpdateDomainRequest) -> Refused<v1::Domain> {
+        answer(self.admin().domains().update_domain(request).await)
+    }
+
     /// The control plane over the operator's socket.
     ///
     /// # Panics
@@ -236,7 +247,7 @@ impl Node {
         let request = v1::CreateDomainRequest {
             domain_id: id.to_owned(),
             spec: Some(spec),
-            validate_only: false,
+            ..Default::default()
         };
         answer(self.admin().domains().create_domain(request).await)
     }
@@ -246,7 +257,7 @@ impl Node {
         let request = v1::DeleteDomainRequest {
             name: name(id),
             force,
-            allow_missing: false,
+            ..Default::default()
         };
         answer(self.admin().domains().delete_domain(request).await)
     }
@@ -307,8 +318,10 @@ impl Node {
 
     /// Ends a session.
     pub async fn evict(&self, session: &str) -> Refused<v1::EvictSessionResponse> {
-        let name = session.to_owned();
-        let request = v1::EvictSessionRequest { name };
+        let request = v1::EvictSessionRequest {
+            name: session.to_owned(),
+            ..Default::default()
+        };
         answer(self.admin().sessions().evict_session(request).await)
     }
 
@@ -392,12 +405,28 @@ fn serve(dir: &Path, flags: &[String], env: &[(String, String)]) -> Child {
         .arg(dir.join("run"))
         .args(["--log-format", "json"])
         .args(flags)
+        .envs(is_poisoned().then_some(("DOMAIND_POISON", "1")))
         .envs(env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log.expect("a log file"))
         .spawn()
         .expect("domaind starts")
+}
+
+/// Whether every daemon of this run shall fill what it scrubs with
+/// [`POISON`] instead of zeros: `DOMAIND_TEST_POISON=1`. Nothing that the API
+/// promises to be zero may differ then.
+#[must_use]
+pub fn is_poisoned() -> bool {
+    std::env::var_os(TEST_POISON).is_some_and(|value| value == "1")
+}
+
+/// What memory holds that is free and scrubbed, for those tests that look
+/// where no mapping is.
+#[must_use]
+pub fn scrubbed() -> u8 {
+    if is_poisoned() { POISON } else { 0 }
 }
 
 fn log_path(dir: &Path) -> PathBuf {

@@ -270,7 +270,11 @@ impl Raw {
         entries: Vec<v1::MapEntry>,
         partial: bool,
     ) -> Refused<v1::MapResponse> {
-        let request = self.signed(v1::MapRequest { entries, partial });
+        let request = self.signed(v1::MapRequest {
+            entries,
+            partial,
+            ..Default::default()
+        });
         answer(self.calls.clone().map(request).await)
     }
 
@@ -291,7 +295,11 @@ impl Raw {
         entries: Vec<v1::UnmapEntry>,
         partial: bool,
     ) -> Refused<v1::UnmapResponse> {
-        let request = self.signed(v1::UnmapRequest { entries, partial });
+        let request = self.signed(v1::UnmapRequest {
+            entries,
+            partial,
+            ..Default::default()
+        });
         answer(self.calls.clone().unmap(request).await)
     }
 
@@ -301,7 +309,11 @@ impl Raw {
         entries: Vec<v1::SyncEntry>,
         partial: bool,
     ) -> Refused<v1::SyncResponse> {
-        let request = self.signed(v1::SyncRequest { entries, partial });
+        let request = self.signed(v1::SyncRequest {
+            entries,
+            partial,
+            ..Default::default()
+        });
         answer(self.calls.clone().sync(request).await)
     }
 
@@ -343,7 +355,11 @@ impl Raw {
 
     /// FreeCoherent.
     pub async fn free(&self, iova: u64, mapping_id: u64) -> Refused<()> {
-        let request = self.signed(v1::FreeCoherentRequest { iova, mapping_id });
+        let request = self.signed(v1::FreeCoherentRequest {
+            iova,
+            mapping_id,
+            ..Default::default()
+        });
         answer(self.calls.clone().free_coherent(request).await).map(drop)
     }
 
@@ -353,7 +369,21 @@ impl Raw {
         fd: impl AsFd,
         writable: bool,
     ) -> Refused<v1::MemoryRegistered> {
-        match self.wire.ask(register(writable), Some(fd.as_fd())).await? {
+        self.register_as(fd, writable, false).await
+    }
+
+    /// Registers an fd for this session, or for the domain.
+    pub async fn register_as(
+        &mut self,
+        fd: impl AsFd,
+        writable: bool,
+        persistent: bool,
+    ) -> Refused<v1::MemoryRegistered> {
+        let ask = AskBody::RegisterMemory(v1::RegisterMemory {
+            writable,
+            persistent,
+        });
+        match self.wire.ask(ask, Some(fd.as_fd())).await? {
             AnswerBody::MemoryRegistered(registered) => Ok(registered),
             other => panic!("{other:?} instead of MemoryRegistered"),
         }
@@ -364,8 +394,17 @@ impl Raw {
     /// # Panics
     /// If it is refused.
     pub async fn memory(&mut self, len_bytes: u64) -> Memory {
+        self.memory_as(len_bytes, true, false).await
+    }
+
+    /// Makes and registers memory of so many bytes.
+    ///
+    /// # Panics
+    /// If it is refused.
+    pub async fn memory_as(&mut self, len_bytes: u64, writable: bool, persistent: bool) -> Memory {
         let fd = files::good_memfd(len_bytes);
-        let registered = self.register(&fd, true).await.expect("registered");
+        let registered = self.register_as(&fd, writable, persistent).await;
+        let registered = registered.expect("registered");
         assert_eq!(registered.size_bytes, len_bytes);
         Memory {
             fd,
@@ -485,7 +524,10 @@ pub fn attach(domain: &str, role: v1::Role, access: v1::Access) -> AskBody {
 /// A RegisterMemory.
 #[must_use]
 pub fn register(writable: bool) -> AskBody {
-    AskBody::RegisterMemory(v1::RegisterMemory { writable })
+    AskBody::RegisterMemory(v1::RegisterMemory {
+        writable,
+        persistent: false,
+    })
 }
 
 /// A request that carries a token.

@@ -57,8 +57,8 @@ pub enum Ask {
     See { iova: u64, bytes: Bytes },
     /// Look for bytes in all memory of the domain -> the iova, or null.
     Search { bytes: Bytes },
-    /// Look for a byte that is not zero in all memory -> the iova, or null.
-    FirstNonZero,
+    /// Look for any other byte in all memory -> the iova, or null.
+    FirstOther { byte: u8 },
     /// Wait for the session's end -> `{reason, message}`.
     Ended,
     /// Detach in order.

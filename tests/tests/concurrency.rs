@@ -1,4 +1,5 @@
-//! D13: processes that map, unmap and allocate at the same time never meet.
+//! D13, B-06: processes that map, unmap and allocate at the same time never
+//! meet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -79,6 +80,66 @@ async fn four_processes_map_and_allocate_and_never_see_anothers_colour() {
     assert_eq!(usage.coherent_largest_hole_bytes, 2 << 20);
 }
 
+/// B-06: eight processes, each with a colour of its own, and some of them killed
+/// at random moments; none that lives on ever sees another colour, nor poison.
+/// For the night there is `DOMAIND_TEST_ROUNDS`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn colour_storm() {
+    const SEED: u64 = 0x5eed_0b06;
+    println!("seed {SEED:#x}");
+    let rounds = domaind_tests::rounds(150);
+    let node = Node::configured(&[], &[("DOMAIND_POISON", "1")]).await;
+    node.domain("d0").await;
+    let usage = node.usage("d0").await;
+    let max_len = 30_000;
+    let mut painters: Vec<_> = (0..5).map(|_| Actor::driver(&node, "d0")).collect();
+    for (painter, colour) in painters.iter_mut().zip(1_u8..) {
+        painter.begin(&Ask::Colour {
+            colour: colour * 0x11,
+            rounds,
+            seed: SEED + u64::from(colour),
+            max_len,
+        });
+    }
+    let storm = |seed: u64, colour: u8| {
+        let mut victim = Actor::driver(&node, "d0");
+        victim.begin(&Ask::Storm {
+            colour,
+            seed,
+            max_len,
+        });
+        victim
+    };
+    let mut victims: Vec<_> = (6_u8..9).map(|k| storm(SEED, k * 0x11)).collect();
+    let mut random = SEED;
+    let mut killed = 0_u64;
+    for painter in &mut painters {
+        let painted = loop {
+            if let Some(painted) = painter.poll() {
+                break painted.expect("it lives on");
+            }
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            // A moment that is different each time: so many changes later.
+            let enough = node.get("d0").await.unwrap().generation + 1 + random % 60;
+            let until = Instant::now() + wait::DEADLINE;
+            while node.get("d0").await.unwrap().generation < enough {
+                assert!(Instant::now() < until, "no storm");
+            }
+            let index = usize::try_from(random % 3).unwrap();
+            victims[index].kill();
+            victims[index] = storm(random, 0x66 + 0x11 * u8::try_from(index).unwrap());
+            killed += 1;
+        };
+        assert_eq!(number(&painted["maps"]), rounds);
+        assert_eq!(number(&painted["foreign"]), 0, "foreign bytes were seen");
+    }
+    println!("{killed} were killed");
+    drop((painters, victims));
+    node.until_usage("d0", usage).await;
+}
+
 /// The same in an aperture that is too small for all, with some killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn survivors_of_a_storm_see_no_foreign_byte() {
@@ -127,7 +188,7 @@ async fn domains_are_created_and_deleted_by_many_at_once() {
                 let request = v1::CreateDomainRequest {
                     domain_id: id.clone(),
                     spec: Some(spec(64 << 10, 64 << 10)),
-                    validate_only: false,
+                    ..Default::default()
                 };
                 match admin.domains().create_domain(request).await {
                     Ok(_) => created += 1,
@@ -140,6 +201,7 @@ async fn domains_are_created_and_deleted_by_many_at_once() {
                     name: format!("domains/{id}"),
                     force: true,
                     allow_missing: true,
+                    ..Default::default()
                 };
                 admin
                     .domains()

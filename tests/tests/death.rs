@@ -2,7 +2,7 @@
 
 use domaind_tests::actor::{number, text};
 use domaind_tests::children;
-use domaind_tests::node::{Counts, spec};
+use domaind_tests::node::{Counts, scrubbed, spec};
 use domaind_tests::users;
 use domaind_tests::v1::Direction::{Bidirectional, FromDevice, ToDevice};
 use domaind_tests::{Actor, Ask, Bytes, Code, Node, P, Raw, Reason, refused, v1, wait};
@@ -37,6 +37,7 @@ async fn assert_released(node: &Node, counts: Counts, usage: v1::DomainUsage) {
     node.until_usage("d0", usage).await;
 }
 
+/// D15.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_killed_driver_leaves_no_mapping_memory_fd_or_byte_behind() {
     let node = Node::start().await;
@@ -57,7 +58,8 @@ async fn a_killed_driver_leaves_no_mapping_memory_fd_or_byte_behind() {
 
     assert_released(&node, counts, usage).await;
     for (start, bytes) in witness.view() {
-        let left = bytes.iter().position(|byte| *byte != 0);
+        // In poison mode what was never used is not zero either.
+        let left = bytes.iter().position(|byte| *byte != scrubbed());
         assert_eq!(left, None, "something is left above {start:#x}");
     }
 }
@@ -69,10 +71,10 @@ async fn what_the_dead_left_is_never_shown_by_a_mapping() {
     let (counts, usage) = (node.counts().await, node.usage("d0").await);
     let mut driver = Actor::driver(&node, "d0");
     let memory = driver.buffer(1 << 20);
-    driver.fill(memory, 0, Bytes::same(0xa5, 1 << 20));
+    driver.fill(memory, 0, Bytes::same(0x5b, 1 << 20));
     driver.map_many(memory, 0, 1 << 20, ToDevice, 3);
     let ring = driver.alloc(1 << 20, false);
-    driver.write(ring.iova, Bytes::same(0xa5, 1 << 20));
+    driver.write(ring.iova, Bytes::same(0x5b, 1 << 20));
     driver.kill();
     assert_released(&node, counts, usage).await;
 
@@ -179,12 +181,12 @@ async fn a_persistent_allocation_outlives_its_session_with_its_bytes() {
     assert!(listed[0].persistent && listed[0].session.is_empty());
     let mut heir = Actor::driver(&node, "d0");
     heir.assert_sees(stays.iova, "for ever");
-    heir.assert_sees(goes.iova, Bytes::zeros(P));
+    heir.assert_sees(goes.iova, Bytes::same(scrubbed(), P));
     heir.must(&Ask::Free {
         iova: stays.iova,
         id: stays.id,
     });
-    heir.assert_sees(stays.iova, Bytes::zeros(P));
+    heir.assert_sees(stays.iova, Bytes::same(scrubbed(), P));
 }
 
 /// the connection lives on in a child, but the process that attached is
@@ -249,7 +251,7 @@ async fn a_child_is_another_process_even_with_its_parents_token() {
     children::wait_until_gone(child);
 }
 
-/// D15: killed in the middle of whatever it is doing.
+/// D15, B-06: killed in the middle of whatever it is doing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn drivers_killed_in_the_middle_of_a_storm_leave_nothing() {
     let node = Node::start().await;
@@ -287,7 +289,7 @@ async fn drivers_killed_in_the_middle_of_a_storm_leave_nothing() {
             .coherent
             .map(|range| range.start)
     );
-    assert!(coherent.iter().all(|byte| *byte == 0));
+    assert!(coherent.iter().all(|byte| *byte == scrubbed()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -326,6 +328,7 @@ async fn an_evicted_client_is_told_and_keeps_what_it_has_mapped() {
     assert_released(&node, counts, usage).await;
 }
 
+/// D12, case 67: forced, all are told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_forced_delete_ends_the_sessions_and_leaves_clients_their_pages() {
     let node = Node::start().await;
@@ -352,7 +355,8 @@ async fn a_forced_delete_ends_the_sessions_and_leaves_clients_their_pages() {
     let second = node.domain("d0").await;
     assert_ne!(first.uid, second.uid);
     let mut heir = Actor::device(&node, "d0");
-    assert_eq!(heir.must(&Ask::FirstNonZero), Value::Null);
+    let byte = scrubbed();
+    assert_eq!(heir.must(&Ask::FirstOther { byte }), Value::Null);
     heir.write(ring.iova, "another file");
     driver.assert_sees(ring.iova + 100, "and written");
     drop((driver, device, heir));

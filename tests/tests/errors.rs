@@ -98,7 +98,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
         (
             DomainSpec {
                 bounce_bytes: Some(P),
-                ..good
+                ..good.clone()
             },
             Code::InvalidArgument,
             Reason::ApertureTooSmall,
@@ -107,7 +107,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
         (
             DomainSpec {
                 coherent_bytes: Some(1),
-                ..good
+                ..good.clone()
             },
             Code::InvalidArgument,
             Reason::ApertureTooSmall,
@@ -117,7 +117,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
             DomainSpec {
                 bounce_bytes: Some(40_000),
                 granule_bytes: 65_536,
-                ..good
+                ..good.clone()
             },
             Code::InvalidArgument,
             Reason::ApertureTooSmall,
@@ -126,7 +126,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
         (
             DomainSpec {
                 aperture_base: 4_097,
-                ..good
+                ..good.clone()
             },
             Code::InvalidArgument,
             Reason::Misaligned,
@@ -137,7 +137,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
                 aperture_base: 4_096,
                 granule_bytes: 2 << 20,
                 bounce_bytes: Some(4 << 20),
-                ..good
+                ..good.clone()
             },
             Code::InvalidArgument,
             Reason::Misaligned,
@@ -149,7 +149,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
                 bounce_bytes: Some((1 << 20) + 1),
                 coherent_bytes: Some(0),
                 iova_limit: Some((1 << 20) + 4_094),
-                ..good
+                ..good.clone()
             },
             Code::OutOfRange,
             Reason::PastIovaLimit,
@@ -158,7 +158,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
         (
             DomainSpec {
                 iova_limit: Some((2 << 20) - 2),
-                ..good
+                ..good.clone()
             },
             Code::OutOfRange,
             Reason::PastIovaLimit,
@@ -168,7 +168,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
             DomainSpec {
                 aperture_base: u64::MAX - 4_095,
                 iova_limit: Some(u64::MAX),
-                ..good
+                ..good.clone()
             },
             Code::OutOfRange,
             Reason::AddressOverflow,
@@ -178,7 +178,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
             DomainSpec {
                 bounce_bytes: Some(u64::MAX),
                 iova_limit: Some(u64::MAX),
-                ..good
+                ..good.clone()
             },
             Code::OutOfRange,
             Reason::AddressOverflow,
@@ -187,7 +187,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
         (
             DomainSpec {
                 granule_bytes: 8_192,
-                ..good
+                ..good.clone()
             },
             Code::InvalidArgument,
             Reason::Malformed,
@@ -196,21 +196,24 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
         (
             DomainSpec {
                 backing: 99,
-                ..good
+                ..good.clone()
             },
             Code::InvalidArgument,
             Reason::Malformed,
             &[],
         ),
         (
-            DomainSpec { scrub: -1, ..good },
+            DomainSpec {
+                scrub: -1,
+                ..good.clone()
+            },
             Code::InvalidArgument,
             Reason::Malformed,
             &[],
         ),
     ];
     for (spec, code, reason, numbers) in table {
-        let refusal = refused(node.create("d0", spec).await, code, reason);
+        let refusal = refused(node.create("d0", spec.clone()).await, code, reason);
         assert_numbers(&refusal, numbers);
         assert_eq!(node.counts().await, before, "{refusal:?}");
         // Asking whether it would be says the same.
@@ -218,6 +221,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
             domain_id: "d0".into(),
             spec: Some(spec),
             validate_only: true,
+            ..Default::default()
         };
         let dry = refused(
             answer(node.admin().domains().create_domain(request).await),
@@ -231,6 +235,7 @@ async fn plans_that_cannot_be_are_refused_with_the_rounded_numbers() {
         .expect("the corrected one succeeds at once");
 }
 
+/// D1: a size that is not a multiple of the granule is reported rounded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sizes_are_rounded_up_and_reported_rounded() {
     let node = Node::start().await;
@@ -243,8 +248,9 @@ async fn sizes_are_rounded_up_and_reported_rounded() {
     };
     let request = v1::CreateDomainRequest {
         domain_id: "d0".into(),
-        spec: Some(odd),
+        spec: Some(odd.clone()),
         validate_only: true,
+        ..Default::default()
     };
     let before = node.counts().await;
     let dry = node
@@ -296,8 +302,10 @@ async fn unset_means_the_documented_defaults() {
         (quotas.sessions, quotas.mappings, quotas.memories),
         (512, 65_536, 1_024)
     );
+    assert_eq!(quotas.direct, 131_072);
 }
 
+/// D1: an aperture of 0 means none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_aperture_of_zero_is_none_and_what_would_need_it_is_refused() {
     let node = Node::start().await;
@@ -435,8 +443,8 @@ async fn what_is_not_there_is_not_found() {
 
     let missing = v1::DeleteDomainRequest {
         name: "domains/d1".into(),
-        force: false,
         allow_missing: true,
+        ..Default::default()
     };
     let deleted = node
         .admin()
@@ -463,6 +471,7 @@ async fn a_name_in_use_is_refused_and_the_first_domain_stays() {
     assert_ne!(node.domain("d0").await.uid, first.uid);
 }
 
+/// D12, case 67: with clients attached.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn deleting_a_domain_in_use_says_what_is_there_and_changes_nothing() {
     let bench = Bench::new().await;
@@ -524,6 +533,7 @@ async fn quotas_are_kept_and_name_their_limit_and_use() {
         sessions: 2,
         mappings: 3,
         memories: 1,
+        ..Default::default()
     };
     let limited = DomainSpec {
         quotas: Some(quotas),
@@ -627,6 +637,7 @@ async fn quotas_have_ceilings() {
         sessions: 4_096,
         mappings: 1_048_576,
         memories: 4_096,
+        direct: 1_048_576,
     };
     let with = |quotas| DomainSpec {
         quotas: Some(quotas),
@@ -656,6 +667,13 @@ async fn quotas_have_ceilings() {
             },
             "4294967295",
         ),
+        (
+            v1::Quotas {
+                direct: 1_048_577,
+                ..most
+            },
+            "1048577",
+        ),
     ] {
         let (code, reason) = (Code::InvalidArgument, Reason::Malformed);
         let refusal = refused(node.create("d1", with(quotas)).await, code, reason);
@@ -673,6 +691,7 @@ async fn quotas_have_ceilings() {
 
 // ---- Map
 
+/// D7: an unknown direction, and whatever else is wrong without more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_map_that_is_wrong_in_itself_is_an_invalid_argument() {
     let bench = Bench::new().await;
@@ -727,6 +746,7 @@ async fn a_map_that_is_wrong_in_itself_is_an_invalid_argument() {
     bench.driver.map(last).await.unwrap();
 }
 
+/// P-01.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sums_that_leave_64_bits_are_out_of_range() {
     let bench = Bench::new().await;
@@ -897,6 +917,7 @@ async fn memory_on_huge_pages_is_not_bounced() {
 
 // ---- Batches
 
+/// P-02.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn batches_have_one_to_1024_entries() {
     let bench = Bench::new().await;
@@ -1016,6 +1037,7 @@ async fn naming_one_mapping_twice_is_refused() {
 // ---- Unmap, Sync, coherent
 
 /// D8.
+/// D8.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn unmap_of_what_is_not_exactly_there_is_refused_and_the_mapping_stays() {
     let bench = Bench::new().await;
@@ -1108,6 +1130,7 @@ async fn written_bytes_are_refused_where_they_are_wrong_and_the_mapping_stays() 
     assert_eq!(driver.unmap(&both, None).await.unwrap(), 100);
 }
 
+/// D7.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn sync_is_refused_outside_the_mapping_and_against_its_direction() {
     let bench = Bench::new().await;
@@ -1166,6 +1189,7 @@ async fn sync_is_refused_outside_the_mapping_and_against_its_direction() {
     refused(refusal, Code::NotFound, Reason::NoSuchMapping);
 }
 
+/// D9.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn coherent_memory_is_freed_exactly_or_not_at_all() {
     let bench = Bench::new().await;
@@ -1343,7 +1367,7 @@ async fn mappings_are_listed_by_iova_and_can_be_filtered() {
         session: session.to_owned(),
         kind: kind.into(),
         page_size,
-        page_token: String::new(),
+        ..Default::default()
     };
     let count = async |request| {
         let page = bench

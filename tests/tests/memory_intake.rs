@@ -108,6 +108,7 @@ async fn what_is_no_memory_is_refused_and_closed_and_the_session_goes_on() {
     driver.memory(P).await;
 }
 
+/// Case 42: a read-only fd, and write permission.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn memory_that_is_to_be_written_must_be_writable() {
     let node = Node::start().await;
@@ -181,7 +182,7 @@ async fn more_seals_than_needed_and_growth_do_no_harm() {
     driver.map(memory.entry(0, P, ToDevice)).await.unwrap();
 }
 
-/// F-08: truncated all the while it is registered.
+/// F-08, case 44: truncated all the while it is registered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn truncating_while_registering_is_either_refused_or_too_late() {
     let node = Node::start().await;

@@ -110,7 +110,7 @@ async fn after_kill_9_the_next_starts_at_once_in_the_same_directory() {
     assert_eq!(sockets(&node), 3);
     node.domain("d0").await;
     driver.attach("d0", v1::Role::Driver);
-    driver.assert_sees(ring.iova, Bytes::zeros(P));
+    driver.assert_sees(ring.iova, Bytes::same(node::scrubbed(), P));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -647,7 +647,7 @@ async fn updating_a_domain_changes_what_is_set_and_leaves_the_rest() {
     let odd = v1::UpdateDomainRequest {
         name: node::name("d0"),
         scrub: 9,
-        quotas: None,
+        ..Default::default()
     };
     let odd = answer(node.admin().domains().update_domain(odd).await);
     refused(odd, Code::InvalidArgument, Reason::Malformed);

@@ -97,7 +97,7 @@ impl Actor {
                 let request = v1::CreateDomainRequest {
                     domain_id: domain,
                     spec: Some(spec(1 << 20, 1 << 20)),
-                    validate_only: false,
+                    ..Default::default()
                 };
                 let client = Client::connect(&self.dir).await?;
                 let created = client.domains().create_domain(request).await;
@@ -180,7 +180,9 @@ impl Actor {
                 let needle = bytes.to_vec();
                 self.look(needle.len(), |window| files::position(window, &needle))
             }
-            Ask::FirstNonZero => self.look(1, |window| window.iter().position(|b| *b != 0)),
+            Ask::FirstOther { byte } => {
+                self.look(1, |window| window.iter().position(|b| *b != byte))
+            }
             Ask::Ended => {
                 let session = self.session()?.clone();
                 let ended = wait::soon("the end of the session", session.ended()).await;
