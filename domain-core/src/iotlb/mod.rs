@@ -1,8 +1,8 @@
 //! What is visible where.
 //!
 //! The same entries are kept twice: as an ordered map of exact ranges, for enumeration, overlaps and
-//! differences; and as a page table in granules ([`mod@format`]), which readers walk without a lock
-//! ([`Walker`]) while it is changed ([`mod@table`] says why they may). One noun, one file:
+//! differences; and as a page table in granules (`format`), which readers walk without a lock
+//! ([`Walker`]) while it is changed (`table` says why they may). One noun, one file:
 //!
 //! | module | noun |
 //! |---|---|
