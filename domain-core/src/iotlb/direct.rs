@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use super::entry::Entry;
+use super::ordered::Ordered;
 use crate::addr::IovaRange;
 
 /// Entries that ascend and do not overlap: a whole new table of direct mappings.
@@ -90,15 +91,27 @@ impl BuildError {
 
 impl Replaced {
     /// What is in one table and not in the other.
-    pub(super) fn between<'e>(
+    pub(super) fn between(old: &Ordered, new: &[Entry]) -> Replaced {
+        // Address space for the worst case, given back below: growing in steps would copy.
+        let mut replaced = Replaced {
+            added: Vec::with_capacity(new.len()),
+            removed: Vec::with_capacity(old.len()),
+        };
+        replaced.compare(old.iter(), new.iter());
+        replaced.added.shrink_to_fit();
+        replaced.removed.shrink_to_fit();
+        replaced
+    }
+
+    fn compare<'e>(
+        &mut self,
         old: impl Iterator<Item = &'e Entry>,
         new: impl Iterator<Item = &'e Entry>,
-    ) -> Replaced {
+    ) {
         let (mut old, mut new) = (old.peekable(), new.peekable());
-        let mut replaced = Replaced::default();
         loop {
             let order = match (old.peek(), new.peek()) {
-                (None, None) => return replaced,
+                (None, None) => return,
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
                 (Some(was), Some(is)) => was.range.start().cmp(&is.range.start()),
@@ -106,8 +119,8 @@ impl Replaced {
             let was = old.next_if(|_| order.is_le());
             let is = new.next_if(|_| order.is_ge());
             if was != is {
-                replaced.removed.extend(was);
-                replaced.added.extend(is);
+                self.removed.extend(was);
+                self.added.extend(is);
             }
         }
     }

@@ -25,6 +25,7 @@
 //! So a tree that maps only a few MiB is one node high wherever they lie in the 64-bit space.
 
 use super::entry::RegionId;
+use super::span::Span;
 use crate::perm::Perm;
 
 /// Binary logarithm of the words of a node. Tiny under loom, whose every word is a model.
@@ -213,6 +214,11 @@ impl Root {
     #[inline]
     pub(super) const fn covers(self, granule: u64) -> bool {
         granule >> self.shift() == self.prefix
+    }
+
+    /// Does all of a span lie below it?
+    pub(super) const fn covers_all(self, span: Span) -> bool {
+        self.covers(span.first) && self.covers(span.last)
     }
 }
 

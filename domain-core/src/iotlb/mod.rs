@@ -1,8 +1,8 @@
 //! What is visible where.
 //!
 //! The same entries are kept twice: as an ordered map of exact ranges, for enumeration, overlaps and
-//! differences; and as a page table in granules ([`mod@format`]), which readers walk without a lock
-//! ([`Walker`]) while it is changed ([`mod@table`] says why they may). One noun, one file:
+//! differences; and as a page table in granules (`format`), which readers walk without a lock
+//! ([`Walker`]) while it is changed (`table` says why they may). One noun, one file:
 //!
 //! | module | noun |
 //! |---|---|
@@ -36,7 +36,7 @@ pub use self::nodes::{NoRoom, TableUsage};
 pub use self::walker::{HeaderError, Hit, Walker};
 pub use self::words::{HeapWords, LoadWord, NoMemory, RegionWords, WordSource, Words};
 
-use self::format::{Leaf, OFFSET_GRANULES};
+use self::format::OFFSET_GRANULES;
 use self::ordered::Ordered;
 use self::span::Span;
 use self::table::{Run, Table, Tree};
@@ -312,13 +312,16 @@ impl<W: Words> Iotlb<W> {
     /// exist there must be room for both.
     pub fn replace_direct(&mut self, table: &DirectTable) -> Result<Replaced, InsertError> {
         let entries = table.entries();
-        let runs = entries.iter().map(|entry| self.check_direct(entry));
-        let runs: Vec<_> = runs.collect::<Result<_, _>>()?;
-        let replaced = Replaced::between(self.direct.iter(), entries.iter());
+        for entry in entries {
+            self.check_direct(entry)?;
+        }
+        let replaced = Replaced::between(&self.direct, entries);
         if replaced == Replaced::default() {
             return Ok(replaced);
         }
-        let root = self.table.build_aside(runs.into_iter())?;
+        // Derived once more: cheaper than keeping them, of which there may be many.
+        let runs = entries.iter().map(|entry| Run::of(entry, self.granule));
+        let root = self.table.build_aside(runs)?;
         self.direct = Ordered::from_sorted(entries);
         self.table.replace(Tree::Direct, root);
         self.table.commit();
@@ -444,25 +447,15 @@ impl<W: Words> Iotlb<W> {
 
     /// The leaves of an entry.
     fn run(&self, entry: &Entry) -> Result<Run, InsertError> {
-        let span = Span::of(entry.range, self.granule);
-        let Target {
-            region,
-            offset_bytes,
-        } = entry.target;
-        let offset_granules = offset_bytes >> self.granule.shift();
-        if offset_granules + (span.last - span.first) >= OFFSET_GRANULES {
-            return Err(InsertError::TooFar {
-                range: entry.range,
-                offset_bytes,
-                most_bytes: OFFSET_GRANULES << self.granule.shift(),
-            });
+        let run = Run::of(entry, self.granule);
+        if run.leaf.offset_granules + (run.span.last - run.span.first) < OFFSET_GRANULES {
+            return Ok(run);
         }
-        let leaf = Leaf {
-            region,
-            offset_granules,
-            perm: entry.perm,
-        };
-        Ok(Run { span, leaf })
+        Err(InsertError::TooFar {
+            range: entry.range,
+            offset_bytes: entry.target.offset_bytes,
+            most_bytes: OFFSET_GRANULES << self.granule.shift(),
+        })
     }
 }
 

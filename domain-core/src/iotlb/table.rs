@@ -30,6 +30,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Release;
 
+use super::entry::Entry;
 use super::format::{Leaf, MAGIC, NODE_BITS, NODE_WORDS, Root, Slot, Word, header, slot_index};
 use super::nodes::{NoRoom, Nodes, TableUsage};
 use super::span::Span;
@@ -157,7 +158,13 @@ impl<W: Words> Table<W> {
         runs: impl Iterator<Item = Run>,
     ) -> Result<Option<Root>, NoRoom> {
         let mut root = None;
+        let mut lowest = None;
         for run in runs {
+            // Most runs of a large table follow one another in the same node.
+            if let Some(node) = lowest.filter(|lowest: &Root| lowest.covers_all(run.span)) {
+                self.fill_below(node.node, node.shift(), run.span, Some(run));
+                continue;
+            }
             let want = self.missing_below(root, run.span);
             let want = want.expect("runs do not touch each other");
             if let Err(no_room) = self.nodes.ensure(want) {
@@ -165,6 +172,7 @@ impl<W: Words> Table<W> {
                 return Err(no_room);
             }
             root = Some(self.build_below(root, run.span, Some(run)));
+            lowest = self.lowest(root, run.span.last);
         }
         Ok(root)
     }
@@ -296,6 +304,25 @@ impl<W: Words> Table<W> {
             };
         }
         root
+    }
+
+    /// The node of height 1 around a granule, if there is one, as the root of what is below it.
+    fn lowest(&self, root: Option<Root>, granule: u64) -> Option<Root> {
+        let mut root = root?;
+        while root.height > 1 {
+            let height = root.height - 1;
+            let prefix = granule >> (height * NODE_BITS);
+            let node = self
+                .nodes
+                .word(root.node, slot_index(prefix))
+                .as_pointer()?;
+            root = Root {
+                node,
+                height,
+                prefix,
+            };
+        }
+        Some(root)
     }
 
     fn fill_below(&mut self, node: u32, shift: u32, span: Span, run: Option<Run>) {
@@ -454,6 +481,17 @@ impl<W: Words> Table<W> {
 }
 
 impl Run {
+    /// The granules that an entry touches. Its offset is not checked.
+    pub(super) fn of(entry: &Entry, granule: Granule) -> Run {
+        let leaf = Leaf {
+            region: entry.target.region,
+            offset_granules: entry.target.offset_bytes >> granule.shift(),
+            perm: entry.perm,
+        };
+        let span = Span::of(entry.range, granule);
+        Run { span, leaf }
+    }
+
     /// The leaf word for the slot that begins with `granule`.
     fn word(&self, granule: u64) -> Word {
         let offset_granules = self.leaf.offset_granules + (granule - self.span.first);
@@ -466,7 +504,7 @@ impl Run {
 
 /// How high a tree must be to hold `span` and what it holds now.
 fn height_over(root: Root, span: Span) -> u32 {
-    if root.covers(span.first) && root.covers(span.last) {
+    if root.covers_all(span) {
         return root.height;
     }
     let first = root.prefix << root.shift();
