@@ -10,6 +10,7 @@
 
 mod alloc;
 mod clock;
+mod mixed;
 mod peers;
 mod random;
 mod report;
@@ -64,7 +65,8 @@ fn run(cli: Cli) -> io::Result<()> {
     let clock = Clock::calibrate();
     let report = Report::new(cli.json, cli.rows);
     report.heading(&heading(&scale, clock))?;
-    alloc::rows(&report, &scale)
+    alloc::rows(&report, &scale)?;
+    mixed::rows(&report, &scale, clock)
 }
 
 fn heading(scale: &Scale, clock: Clock) -> Vec<String> {

@@ -184,13 +184,20 @@ impl fmt::Display for Row {
         let others: Vec<String> = self
             .outcomes
             .iter()
-            .filter(|outcome| outcome.role != Role::Ours)
-            .map(|outcome| format!("{} {}", outcome.name, number(outcome.value)))
+            .filter(|outcome| outcome.role != Role::Ours || outcome.note.is_some())
+            .map(listed)
             .collect();
-        write!(f, "    {}", others.join(", "))?;
-        self.notes()
-            .try_for_each(|(name, note)| write!(f, "\n    {name}: {note}"))
+        write!(f, "    {}", others.join(", "))
     }
+}
+
+/// As it stands below a row.
+fn listed(outcome: &Outcome) -> String {
+    let note = match &outcome.note {
+        Some(note) => format!(" ({note})"),
+        None => String::new(),
+    };
+    format!("{} {}{note}", outcome.name, number(outcome.value))
 }
 
 fn rounded(value: f64) -> f64 {
@@ -239,6 +246,11 @@ impl Report {
         self.filter
             .as_deref()
             .is_none_or(|filter| name.contains(filter))
+    }
+
+    /// Is any of these rows asked for?
+    pub(crate) fn wants_any(&self, names: &[String]) -> bool {
+        names.iter().any(|name| self.wants(name))
     }
 
     /// Prints a row that is asked for.
@@ -304,6 +316,6 @@ mod tests {
     fn the_table_names_the_nearest_peer_and_hides_no_failure() {
         let text = row(vec![]).to_string();
         assert!(text.contains("0.50x fast") && text.contains("2.00x"));
-        assert!(text.contains("unable: stops at 80 %"));
+        assert!(text.contains("unable - (stops at 80 %)"));
     }
 }
