@@ -19,9 +19,11 @@ use crate::rounds::{Contender, Scale, interleave};
 pub(crate) const SPACE_PAGES: u32 = 1 << 24;
 const LIVE: [(u32, &str); 2] = [(1 << 10, "1k"), (1 << 16, "64k")];
 /// A checkerboard of 2 M pages.
-const BOARD_PAGES: u32 = 1 << 21;
+pub(crate) const BOARD_PAGES: u32 = 1 << 21;
 /// Order in which live pages are freed and replaced, in a row of this length.
 const ORDER: usize = 1 << 16;
+/// Requests that must fail are drawn so many at a time.
+const RUNS: usize = 1 << 10;
 const OFFSET: &str = OffsetAllocator::NAME;
 
 /// Prints all rows of this family.
@@ -189,7 +191,7 @@ fn with_pages<A: PageAllocator>(
 }
 
 /// Allocates single pages.
-fn take<A: PageAllocator>(
+pub(crate) fn take<A: PageAllocator>(
     allocator: &mut A,
     pages: u32,
     within: Duration,
@@ -246,10 +248,17 @@ pub(crate) fn race(
 fn must_fail<A: PageAllocator + 'static>(scale: &Scale) -> Contender<'static> {
     contender::<A>(checkerboard::<A>(scale.setup).map(|mut board| {
         let mut batch = Batch::lasting(scale.turn);
+        let mut random = Random::stream(3);
+        let runs: Vec<u32> = (0..RUNS)
+            .map(|_| run_of_pages(&mut random).max(2))
+            .collect();
+        let mut at = 0;
         let mut refuse = move |ops| {
             let start = Instant::now();
             for _ in 0..ops {
-                assert!(board.alloc(black_box(2)).is_none(), "no two pages are free");
+                at = (at + 1) % RUNS;
+                let given = board.alloc(black_box(runs[at]));
+                assert!(given.is_none(), "no two pages are free");
             }
             start.elapsed()
         };
@@ -257,7 +266,8 @@ fn must_fail<A: PageAllocator + 'static>(scale: &Scale) -> Contender<'static> {
     }))
 }
 
-fn checkerboard<A: PageAllocator>(within: Duration) -> Result<A, String> {
+/// Every other page is free.
+pub(crate) fn checkerboard<A: PageAllocator>(within: Duration) -> Result<A, String> {
     let mut board = A::new(BOARD_PAGES, BOARD_PAGES);
     let mut live = take(&mut board, BOARD_PAGES, within)?;
     live.sort_unstable_by_key(|run| A::start(*run));

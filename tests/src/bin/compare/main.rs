@@ -10,11 +10,15 @@
 
 mod alloc;
 mod clock;
+mod copy;
+mod lookup;
+mod memory;
 mod mixed;
 mod peers;
 mod random;
 mod report;
 mod rounds;
+mod update;
 
 use std::io;
 use std::process::ExitCode;
@@ -46,6 +50,9 @@ struct Cli {
     /// Only rows whose name contains this.
     #[arg(long, value_name = "FILTER")]
     rows: Option<String>,
+    /// What a child process weighs.
+    #[arg(long, hide = true)]
+    weigh: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -61,12 +68,19 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> io::Result<()> {
+    if let Some(load) = cli.weigh {
+        return memory::weigh(&load);
+    }
     let scale = if cli.quick { Scale::QUICK } else { Scale::FULL };
     let clock = Clock::calibrate();
     let report = Report::new(cli.json, cli.rows);
     report.heading(&heading(&scale, clock))?;
     alloc::rows(&report, &scale)?;
-    mixed::rows(&report, &scale, clock)
+    mixed::rows(&report, &scale, clock)?;
+    lookup::rows(&report, &scale)?;
+    update::rows(&report, &scale)?;
+    copy::rows(&report, &scale)?;
+    memory::rows(&report)
 }
 
 fn heading(scale: &Scale, clock: Clock) -> Vec<String> {

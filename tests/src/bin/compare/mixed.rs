@@ -134,6 +134,14 @@ fn ageing(report: &Report, scale: &Scale, clock: Clock, names: [String; 2]) -> i
     Ok(())
 }
 
+/// An allocator of a space that has been filled so far, and how many runs are
+/// live in it.
+pub(crate) fn filled<A: PageAllocator>(percent: u8) -> (A, usize) {
+    let mut churn = Churn::<A>::new(percent);
+    churn.fill(Clock::calibrate(), Duration::MAX);
+    (churn.allocator, churn.live.len())
+}
+
 /// Everybody who could fill the space has their turns.
 fn play(players: &mut [Player], scale: &Scale, clock: Clock) {
     // Who takes milliseconds for an operation shows it with fewer of them.

@@ -9,7 +9,8 @@ use crate::clock::median;
 pub(crate) struct Scale {
     /// Turns of everybody in one row.
     pub(crate) rounds: usize,
-    /// Length of one turn.
+    /// Length of one turn. Short, so that few of them are cut in two by whoever
+    /// else wants the core, and the median is none of those.
     pub(crate) turn: Duration,
     /// Who has not set up by then cannot take part.
     pub(crate) setup: Duration,
@@ -25,8 +26,8 @@ pub(crate) struct Scale {
 
 impl Scale {
     pub(crate) const QUICK: Scale = Scale {
-        rounds: 7,
-        turn: Duration::from_millis(3),
+        rounds: 21,
+        turn: Duration::from_millis(1),
         setup: Duration::from_millis(500),
         singles: 20_000,
         single_rounds: 5,
@@ -35,8 +36,8 @@ impl Scale {
     };
 
     pub(crate) const FULL: Scale = Scale {
-        rounds: 21,
-        turn: Duration::from_millis(20),
+        rounds: 51,
+        turn: Duration::from_millis(4),
         setup: Duration::from_secs(5),
         singles: 100_000,
         single_rounds: 15,

@@ -2,7 +2,11 @@
 //! own documentation says.
 
 mod allocators;
+mod tables;
 
 pub(crate) use allocators::{
-    Bitmap, Buddy, Nodit, OffsetAllocator, Ours, PageAllocator, RangeMap, VmAllocator,
+    Bitmap, Buddy, Nodit, OffsetAllocator, Ours, PAGE, PageAllocator, RangeMap, VmAllocator,
+};
+pub(crate) use tables::{
+    BTreeTable, Editable, FlatTable, Mapping, NoditTable, RangeMapTable, Table, VmIotlb,
 };
