@@ -2,12 +2,10 @@
 
 use std::hint::black_box;
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::clock::Batch;
+use crate::clock::{Batch, race};
 use crate::peers::{
     Bitmap, Buddy, Nodit, OffsetAllocator, Ours, PageAllocator, RangeMap, VmAllocator,
 };
@@ -215,33 +213,6 @@ fn swap<A: PageAllocator>(allocator: &mut A, old: A::Run) -> A::Run {
 
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Runs both at the same time; the mean of their times.
-pub(crate) fn race(
-    first: impl FnOnce() -> Duration + Send,
-    second: impl FnOnce() -> Duration + Send,
-) -> Duration {
-    let absent = AtomicUsize::new(2);
-    // A sleeping thread comes tens of microseconds late.
-    let meet = || {
-        absent.fetch_sub(1, Ordering::AcqRel);
-        while absent.load(Ordering::Acquire) > 0 {
-            thread::yield_now();
-        }
-    };
-    thread::scope(|scope| {
-        let other = scope.spawn(|| {
-            meet();
-            second()
-        });
-        meet();
-        let took = first();
-        let other = other
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        (took + other) / 2
-    })
 }
 
 /// Every other page is free, and runs of two pages up to 1 MiB are asked for.

@@ -3,8 +3,13 @@
 //! Means come from batches that are long against the clock. Percentiles need
 //! each operation for itself: two readings of `Instant` around it, less what
 //! two readings with nothing between them take (their median, taken at start).
+//! They are as coarse as the clock, whose steps can be 10 ns; that does not
+//! matter in a tail.
 
 use std::hint::black_box;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Readings from which the clock's own cost is taken.
@@ -123,6 +128,31 @@ fn fitting(length: Duration, work: &mut impl FnMut(u64) -> Duration) -> u64 {
         }
         ops *= 2;
     }
+}
+
+/// Runs both at the same time; the mean of their times.
+pub(crate) fn race(
+    first: impl FnOnce() -> Duration + Send,
+    second: impl FnOnce() -> Duration + Send,
+) -> Duration {
+    let absent = AtomicUsize::new(2);
+    // A sleeping thread comes tens of microseconds late.
+    let meet = || {
+        absent.fetch_sub(1, Ordering::AcqRel);
+        while absent.load(Ordering::Acquire) > 0 {
+            thread::yield_now();
+        }
+    };
+    thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            meet();
+            second()
+        });
+        meet();
+        let took = first();
+        let other = other.join().unwrap_or_else(|panic| resume_unwind(panic));
+        (took + other) / 2
+    })
 }
 
 /// For ratios; no count here comes near 2^53.

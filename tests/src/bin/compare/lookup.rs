@@ -9,10 +9,9 @@ use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use crate::alloc::race;
-use crate::clock::Batch;
+use crate::clock::{Batch, race};
 use crate::peers::{
-    BTreeTable, FlatTable, Mapping, NoditTable, PAGE, RangeMapTable, Table, VmIotlb,
+    BTreeTable, FlatTable, IotlbTable, Mapping, NoditTable, PAGE, RangeMapTable, Table, VmIotlb,
 };
 use crate::random::Random;
 use crate::report::{Limit, Report, Row, Unit};
@@ -99,6 +98,7 @@ fn every(ranges: u64, pages: u64) -> Vec<Mapping> {
 /// Everybody with the same ranges.
 struct Tables {
     ranges: u64,
+    ours: Arc<RwLock<IotlbTable>>,
     vm_memory: Arc<RwLock<VmIotlb>>,
     rangemap: Arc<RwLock<RangeMapTable>>,
     nodit: Arc<RwLock<NoditTable>>,
@@ -108,9 +108,12 @@ struct Tables {
 
 impl Tables {
     fn build(ranges: u64) -> Tables {
-        let mappings = spaced(ranges);
+        // As mappings come: ascending ones leave nodes of a B-tree half empty.
+        let mut mappings = spaced(ranges);
+        Random::stream(12).shuffle(&mut mappings);
         Tables {
             ranges,
+            ours: shared(&mappings),
             vm_memory: shared(&mappings),
             rangemap: shared(&mappings),
             nodit: shared(&mappings),
@@ -122,6 +125,7 @@ impl Tables {
     fn contenders(&self, kind: Kind, scale: &Scale) -> Vec<Contender<'static>> {
         let lookups = Arc::new(self.queries(kind));
         vec![
+            contender(&self.ours, &lookups, kind, scale),
             contender(&self.vm_memory, &lookups, kind, scale),
             contender(&self.rangemap, &lookups, kind, scale),
             contender(&self.nodit, &lookups, kind, scale),

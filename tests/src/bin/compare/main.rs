@@ -18,6 +18,7 @@ mod peers;
 mod random;
 mod report;
 mod rounds;
+mod set_map;
 mod update;
 
 use std::io;
@@ -79,6 +80,7 @@ fn run(cli: Cli) -> io::Result<()> {
     mixed::rows(&report, &scale, clock)?;
     lookup::rows(&report, &scale)?;
     update::rows(&report, &scale)?;
+    set_map::rows(&report, &scale)?;
     copy::rows(&report, &scale)?;
     memory::rows(&report)
 }
@@ -88,7 +90,7 @@ fn heading(scale: &Scale, clock: Clock) -> Vec<String> {
     let system = rustix::system::uname();
     vec![
         format!(
-            "machine: {cores} cores, {} {}, {}; clock {} ns",
+            "machine: {cores} cores, {} {}, {}; the clock takes {} ns",
             system.sysname().to_string_lossy(),
             system.release().to_string_lossy(),
             system.machine().to_string_lossy(),

@@ -20,9 +20,10 @@ use crate::clock::as_f64;
 use crate::lookup::{adjacent, spaced};
 use crate::mixed::filled;
 use crate::peers::{
-    BTreeTable, Buddy, FlatTable, Mapping, NoditTable, OffsetAllocator, Ours, PageAllocator,
-    RangeMapTable, Table, VmIotlb,
+    BTreeTable, Buddy, FlatTable, IotlbTable, Mapping, NoditTable, OffsetAllocator, Ours,
+    PageAllocator, RangeMapTable, Table, VmIotlb,
 };
+use crate::random::Random;
 use crate::report::{Limit, Report, Row, Unit};
 use crate::rounds::{Outcome, Role};
 
@@ -113,6 +114,7 @@ fn loads() -> Vec<Load> {
             // 64 and a leaf of 8.
             most: Some(72.0),
             weighings: vec![
+                table::<IotlbTable>(ranges::<IotlbTable, true>),
                 table::<VmIotlb>(ranges::<VmIotlb, true>),
                 table::<RangeMapTable>(ranges::<RangeMapTable, true>),
                 table::<NoditTable>(ranges::<NoditTable, true>),
@@ -124,6 +126,7 @@ fn loads() -> Vec<Load> {
             row: "memory/range/spaced",
             most: None,
             weighings: vec![
+                table::<IotlbTable>(ranges::<IotlbTable, false>),
                 table::<VmIotlb>(ranges::<VmIotlb, false>),
                 table::<RangeMapTable>(ranges::<RangeMapTable, false>),
                 table::<NoditTable>(ranges::<NoditTable, false>),
@@ -206,10 +209,11 @@ fn mixed<A: PageAllocator>() -> f64 {
 }
 
 fn ranges<T: Table, const ADJACENT: bool>() -> f64 {
-    let mappings: Vec<Mapping> = match ADJACENT {
+    let mut mappings: Vec<Mapping> = match ADJACENT {
         true => adjacent(RANGES),
         false => spaced(RANGES),
     };
+    Random::stream(12).shuffle(&mut mappings);
     for_each(|| (T::build(&mappings), mappings.len()))
 }
 

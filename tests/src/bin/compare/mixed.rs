@@ -108,7 +108,7 @@ fn goal_of(op: &str, share: Share) -> Vec<Limit> {
 fn ageing(report: &Report, scale: &Scale, clock: Clock, names: [String; 2]) -> io::Result<()> {
     let mut players = vec![
         Player::new::<Ours>(Ours::NAME, FULLEST),
-        Player::new::<Ours>(AT_START, FULLEST).as_peer(),
+        Player::new::<Ours>(AT_START, FULLEST).into_peer(),
         Player::new::<OffsetAllocator>(OffsetAllocator::NAME, FULLEST),
         Player::new::<OffsetAllocator>("offset-allocator at the start", FULLEST),
     ];
@@ -181,7 +181,7 @@ impl Player {
         }
     }
 
-    fn as_peer(self) -> Player {
+    fn into_peer(self) -> Player {
         Player {
             role: Role::Peer,
             ..self

@@ -1,5 +1,7 @@
 //! What is printed: one JSON object a row, or a table for people.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{self, Write};
 
@@ -173,9 +175,9 @@ impl fmt::Display for Row {
         });
         let floor = self.floor().map_or("-".to_owned(), times);
         let mark = if self.met() { "met" } else { "NOT MET" };
-        writeln!(
+        write!(
             f,
-            "{:<28} {:>10} {:<5}  {nearest:<26} {floor:>8}  {mark:<7}  {}",
+            "{:<30} {:>10} {:<5}  {nearest:<29} {floor:>8}  {mark:<7}  {}",
             self.name,
             number(ours),
             self.unit.to_string(),
@@ -187,7 +189,10 @@ impl fmt::Display for Row {
             .filter(|outcome| outcome.role != Role::Ours || outcome.note.is_some())
             .map(listed)
             .collect();
-        write!(f, "    {}", others.join(", "))
+        match others.is_empty() {
+            true => Ok(()),
+            false => write!(f, "\n    {}", others.join(", ")),
+        }
     }
 }
 
@@ -217,11 +222,17 @@ fn number(value: Option<f64>) -> String {
 pub(crate) struct Report {
     json: bool,
     filter: Option<String>,
+    /// Names of rows: no two are the same.
+    printed: RefCell<BTreeSet<String>>,
 }
 
 impl Report {
     pub(crate) fn new(json: bool, filter: Option<String>) -> Report {
-        Report { json, filter }
+        Report {
+            json,
+            filter,
+            printed: RefCell::default(),
+        }
     }
 
     /// The machine and the method. Beside the objects, if those are wanted.
@@ -236,7 +247,7 @@ impl Report {
         }
         writeln!(
             out,
-            "\n{:<28} {:>10} {:<5}  {:<26} {:>8}  {:<7}  goal",
+            "\n{:<30} {:>10} {:<5}  {:<29} {:>8}  {:<7}  goal",
             "row", "ours", "unit", "x nearest peer", "x floor", ""
         )
     }
@@ -258,6 +269,8 @@ impl Report {
         if !self.wants(&row.name) {
             return Ok(());
         }
+        let is_new = self.printed.borrow_mut().insert(row.name.clone());
+        assert!(is_new, "there are two rows {}", row.name);
         let mut out = io::stdout().lock();
         match self.json {
             true => writeln!(out, "{}", row.to_json())?,

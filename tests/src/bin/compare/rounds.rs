@@ -30,7 +30,7 @@ impl Scale {
         turn: Duration::from_millis(1),
         setup: Duration::from_millis(500),
         singles: 20_000,
-        single_rounds: 5,
+        single_rounds: 9,
         ageing_ops: 1_000_000,
         replacements: 7,
     };

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::clock::Batch;
 use crate::lookup::spaced;
-use crate::peers::{BTreeTable, Editable, NoditTable, RangeMapTable, Table, VmIotlb};
+use crate::peers::{BTreeTable, Editable, IotlbTable, NoditTable, RangeMapTable, Table, VmIotlb};
 use crate::random::Random;
 use crate::report::{Limit, Report, Row, Unit};
 use crate::rounds::{Contender, Scale, interleave};
@@ -27,6 +27,7 @@ pub(crate) fn rows(report: &Report, scale: &Scale) -> io::Result<()> {
 
 fn contenders(ranges: u64, scale: &Scale) -> Vec<Contender<'static>> {
     vec![
+        contender::<IotlbTable>(ranges, scale),
         contender::<VmIotlb>(ranges, scale),
         contender::<RangeMapTable>(ranges, scale),
         contender::<NoditTable>(ranges, scale),
@@ -36,8 +37,8 @@ fn contenders(ranges: u64, scale: &Scale) -> Vec<Contender<'static>> {
 
 fn contender<T: Editable + 'static>(ranges: u64, scale: &Scale) -> Contender<'static> {
     let mut mappings = spaced(ranges);
-    let mut table = T::build(&mappings);
     Random::stream(20).shuffle(&mut mappings);
+    let mut table = T::build(&mappings);
     let mut at = 0;
     let mut work = move |ops| {
         let start = Instant::now();

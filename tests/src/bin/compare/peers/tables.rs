@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use domain_core::iotlb::{
+    DirectTable, Entry, Hit, Iotlb, RegionId, RegionWords, Replaced, Target, Walker,
+};
+use domain_core::layout::DEFAULT_APERTURE_BYTES;
+use domain_core::limits::TABLE_BYTES_PER_DOMAIN;
+use domain_core::{Granule, Iova, IovaRange, Perm};
 use nodit::interval::ii;
 use nodit::{Interval, NoditMap};
 use rangemap::RangeMap;
 pub(crate) use vm_memory::Iotlb as VmIotlb;
 use vm_memory::{GuestAddress, Permissions};
 
-use crate::random::Random;
 use crate::rounds::Role;
 
 use super::PAGE;
@@ -25,6 +30,18 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
+    pub(crate) fn entry(self) -> Entry {
+        let range = IovaRange::from_len(Iova::new(self.start), self.len_bytes);
+        Entry {
+            range: range.expect("it is not empty"),
+            target: Target {
+                region: RegionId::memory_slot(0),
+                offset_bytes: self.target,
+            },
+            perm: Perm::ReadWrite,
+        }
+    }
+
     fn end(self) -> u64 {
         self.start + self.len_bytes
     }
@@ -72,7 +89,7 @@ pub(crate) trait Table: Send + Sync + Sized {
     const LOCKS: bool = true;
     type Found;
 
-    /// Of mappings that ascend and do not overlap.
+    /// Of mappings that do not overlap, in any order.
     fn build(mappings: &[Mapping]) -> Self;
     fn lookup(&self, iova: u64) -> Option<Self::Found>;
 }
@@ -89,6 +106,64 @@ pub(crate) type RangeMapTable = RangeMap<u64, Leads>;
 pub(crate) type NoditTable = NoditMap<u64, Interval<u64>, Leads>;
 /// By start: last byte, and where it leads.
 pub(crate) type BTreeTable = BTreeMap<u64, (u64, Leads)>;
+
+/// Ours, in a memfd as the service has it, with the apertures of a default
+/// domain.
+pub(crate) struct IotlbTable {
+    iotlb: Iotlb<RegionWords>,
+    walker: Walker<RegionWords>,
+}
+
+impl IotlbTable {
+    pub(crate) fn walker(&self) -> Walker<RegionWords> {
+        self.walker.clone()
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.iotlb.generation()
+    }
+
+    pub(crate) fn replace(&mut self, table: &DirectTable) -> Replaced {
+        self.iotlb.replace_direct(table).expect("there is room")
+    }
+
+    /// Nobody reads what is older than the present state.
+    pub(crate) fn reclaim(&mut self) {
+        self.iotlb.reclaim(self.iotlb.generation());
+    }
+}
+
+impl Table for IotlbTable {
+    const NAME: &'static str = "domaind";
+    const ROLE: Role = Role::Ours;
+    const LOCKS: bool = false;
+    type Found = Hit;
+
+    fn build(mappings: &[Mapping]) -> IotlbTable {
+        let words = RegionWords::create("compare", TABLE_BYTES_PER_DOMAIN).expect("a memfd");
+        let apertures = IovaRange::from_len(Iova::new(0), 2 * DEFAULT_APERTURE_BYTES);
+        let iotlb = Iotlb::new(words, Granule::Size4K, apertures.ok()).expect("there is room");
+        let walker = iotlb.walker();
+        built(IotlbTable { iotlb, walker }, mappings)
+    }
+
+    #[inline]
+    fn lookup(&self, iova: u64) -> Option<Hit> {
+        self.walker.translate(Iova::new(iova))
+    }
+}
+
+impl Editable for IotlbTable {
+    fn insert(&mut self, mapping: Mapping) {
+        self.iotlb.insert(mapping.entry()).expect("there is room");
+    }
+
+    fn remove(&mut self, mapping: Mapping) {
+        let removed = self.iotlb.remove(Iova::new(mapping.start));
+        removed.expect("it is there");
+        self.reclaim();
+    }
+}
 
 impl Table for VmIotlb {
     const NAME: &'static str = "vm-memory";
@@ -205,8 +280,10 @@ impl Table for FlatTable {
     type Found = Found;
 
     fn build(mappings: &[Mapping]) -> FlatTable {
-        let base = mappings.first().map_or(0, |mapping| mapping.start);
-        let end = mappings.last().map_or(base, |mapping| mapping.end());
+        let starts = mappings.iter().map(|mapping| mapping.start);
+        let base = starts.min().unwrap_or(0);
+        let ends = mappings.iter().map(|mapping| mapping.end());
+        let end = ends.max().unwrap_or(base);
         let mut pages = vec![0; size((end - base) / PAGE)];
         for mapping in mappings {
             let first = (mapping.start - base) / PAGE;
@@ -226,11 +303,7 @@ impl Table for FlatTable {
     }
 }
 
-/// In any order, as mappings come; ascending ones would leave the nodes of a
-/// B-tree half empty.
 fn built<T: Editable>(mut table: T, mappings: &[Mapping]) -> T {
-    let mut mappings = mappings.to_vec();
-    Random::stream(12).shuffle(&mut mappings);
     mappings.iter().for_each(|mapping| table.insert(*mapping));
     table
 }
