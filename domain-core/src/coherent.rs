@@ -2,6 +2,7 @@
 
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::{AllocError, AllocRequest};
+use crate::iotlb::NoRoom;
 use crate::limits::QuotaExceeded;
 use crate::mapping::{MappingId, MappingMissing};
 use crate::session::Denied;
@@ -55,6 +56,8 @@ pub enum AllocCoherentError {
     NoAperture,
     #[error(transparent)]
     Alloc(#[from] AllocError),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
 /// Why nothing was freed. The allocation is as it was.

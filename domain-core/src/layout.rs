@@ -198,6 +198,16 @@ impl Layout {
         }
     }
 
+    /// Both apertures, which follow one another; `None` if the domain has neither.
+    #[must_use]
+    pub fn apertures(&self) -> Option<IovaRange> {
+        let (first, last) = (
+            self.bounce.or(self.coherent)?,
+            self.coherent.or(self.bounce)?,
+        );
+        IovaRange::new(first.start(), last.last()).ok()
+    }
+
     /// Memory that the plan needs, in bytes.
     #[must_use]
     pub fn region_bytes(&self) -> u64 {

@@ -30,6 +30,10 @@ pub const FRAME_BYTES: usize = 4096;
 pub const REQUEST_BYTES: usize = 256 << 10;
 /// Bytes of one gRPC answer; the largest page of a list is below this.
 pub const RESPONSE_BYTES: usize = 4 << 20;
+/// Bytes of one domain's page table, in nodes of 4 KiB: address space, of which only what is used is
+/// memory. Enough for a million neighbouring pages and for the 65,536 mappings of the default quota,
+/// unless more than 16,000 of them each lie alone in 2 MiB of the address space.
+pub const TABLE_BYTES_PER_DOMAIN: u64 = 64 << 20;
 /// Bytes of a domain's id.
 pub const DOMAIN_ID_BYTES: usize = 63;
 

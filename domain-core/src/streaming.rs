@@ -16,6 +16,7 @@ use std::sync::Arc;
 use crate::addr::{Granule, Iova, IovaRange};
 use crate::alloc::AllocError;
 use crate::aperture::Aperture;
+use crate::iotlb::NoRoom;
 use crate::limits::QuotaExceeded;
 use crate::mapping::{MappingId, MappingMissing};
 use crate::memory::{MemoryId, MemoryMissing};
@@ -141,6 +142,8 @@ pub enum MapError {
     HugetlbMemory { id: MemoryId },
     #[error(transparent)]
     Alloc(#[from] AllocError),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error("copying {len_bytes} bytes at {offset} of memory {memory} in")]
     Copy {
         memory: MemoryId,

@@ -22,9 +22,9 @@ use crate::alloc::IovaAllocator;
 use crate::aperture::Aperture;
 use crate::batch::{BatchMode, BatchResult, advance, settle};
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
-use crate::iotlb::{Entry, Iotlb, Piece, TranslateError};
+use crate::iotlb::{Entry, Iotlb, Piece, RegionWords, TranslateError};
 use crate::layout::{ApertureKind, Layout};
-use crate::limits::{Quota, QuotaExceeded, Quotas};
+use crate::limits::{Quota, QuotaExceeded, Quotas, TABLE_BYTES_PER_DOMAIN};
 use crate::mapping::{Held, MappingFilter, MappingId, MappingView};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
 use crate::perm::Perm;
@@ -138,7 +138,7 @@ impl Domain {
                 closed: false,
                 quotas,
                 scrub,
-                iotlb: Iotlb::default(),
+                iotlb: new_iotlb(name, &layout)?,
                 bounce_iovas: iovas(ApertureKind::Bounce),
                 coherent_iovas: iovas(ApertureKind::Coherent),
                 held: BTreeMap::new(),
@@ -183,6 +183,16 @@ impl Domain {
         self.aperture(kind)
             .expect("what is held lies in an aperture")
     }
+}
+
+/// An empty table in memory of its own, which shows in `/proc` as `domaind:{domain}:iotlb`.
+fn new_iotlb(name: &str, layout: &Layout) -> Result<Iotlb<RegionWords>, RegionError> {
+    let words = RegionWords::create(&format!("domaind:{name}:iotlb"), TABLE_BYTES_PER_DOMAIN)?;
+    let table = Iotlb::new(words, layout.granule(), layout.apertures());
+    // Of two causes only this one is left: that it has room for two nodes is above.
+    table.map_err(|_| RegionError::NoMemory {
+        want_bytes: TABLE_BYTES_PER_DOMAIN,
+    })
 }
 
 /// Sessions and the memory they register.

@@ -1,5 +1,6 @@
 //! What a domain has decided: everything behind its lock. Nothing here copies,
-//! waits, or calls the system.
+//! waits, or calls the system, but for a few pages of memory when the page
+//! table grows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use super::{Occupancy, Scrub, Usage};
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::{AllocError, AllocRequest, IovaAllocator};
 use crate::coherent::{AllocCoherentError, CoherentSpec};
-use crate::iotlb::{Entry, Iotlb, Target};
+use crate::iotlb::{Entry, Iotlb, NoRoom, RegionWords, Target};
 use crate::layout::{ApertureKind, Layout};
 use crate::limits::{Quota, Quotas};
 use crate::mapping::{Held, HeldKind, MappingId, MappingMissing, Phase};
@@ -24,7 +25,7 @@ pub(super) struct State {
     pub(super) closed: bool,
     pub(super) quotas: Quotas,
     pub(super) scrub: Scrub,
-    pub(super) iotlb: Iotlb,
+    pub(super) iotlb: Iotlb<RegionWords>,
     pub(super) bounce_iovas: Option<IovaAllocator>,
     pub(super) coherent_iovas: Option<IovaAllocator>,
     /// By first granule; bounce and coherent, which never overlap.
@@ -180,6 +181,7 @@ impl State {
         };
         self.quotas.admit(Quota::Mappings, self.held.len())?;
         let granules = self.take(ApertureKind::Bounce, place)?;
+        self.make_room(ApertureKind::Bounce, granules)?;
         let start = granules
             .start()
             .checked_add(lead_bytes)
@@ -237,6 +239,7 @@ impl State {
         }
         self.quotas.admit(Quota::Mappings, self.held.len())?;
         let granules = self.take(ApertureKind::Coherent, spec.place)?;
+        self.make_room(ApertureKind::Coherent, granules)?;
         let visible =
             IovaRange::from_len(granules.start(), spec.place.len_bytes).expect("not empty");
         let owner = (!spec.persistent).then_some(session);
@@ -264,6 +267,17 @@ impl State {
         self.iovas_mut(kind)
             .expect("checked by the caller")
             .alloc(place)
+    }
+
+    /// Makes sure that granules just taken can be shown, also again after they
+    /// were hidden; gives them back if not.
+    fn make_room(&mut self, kind: ApertureKind, granules: IovaRange) -> Result<(), NoRoom> {
+        let room = self.iotlb.reserve(granules);
+        if room.is_err() {
+            let iovas = self.iovas_mut(kind).expect("they were taken from it");
+            iovas.free(granules).expect("they were just taken");
+        }
+        room
     }
 
     pub(super) fn hold(
@@ -311,14 +325,15 @@ impl State {
         let entry = Entry {
             range: held.visible,
             target: Target {
-                region: held.aperture(),
+                region: held.aperture().into(),
                 offset_bytes,
             },
             perm: held.perm(),
         };
         self.iotlb
             .insert(entry)
-            .expect("granules that are held by one are visible once");
+            .expect("granules that are held by one are visible once, and had room made");
+        self.reclaim();
         self.held_mut(at).phase = Phase::Live;
         Ok(())
     }
@@ -361,12 +376,18 @@ impl State {
         })
     }
 
+    /// The table has no readers yet but the domain itself, under its lock.
+    fn reclaim(&mut self) {
+        self.iotlb.reclaim(self.iotlb.generation());
+    }
+
     /// Takes a live mapping out of sight.
     pub(super) fn hide(&mut self, at: Iova) {
         let held = self.held_mut(at);
         held.phase = Phase::Draining;
         let start = held.visible.start();
         self.iotlb.remove(start).expect("what is live is visible");
+        self.reclaim();
     }
 
     /// The session of a mapping has ended. May the caller release it now? If

@@ -20,7 +20,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -337,6 +337,21 @@ impl SharedMemory {
             .map(SharedU64Mut::new)
     }
 
+    /// All of it as words that are checked now and not again at every access.
+    ///
+    /// # Errors
+    ///
+    /// When not all of the reservation is mapped with this access.
+    pub fn into_words(self, access: Access) -> Result<SharedWords, AccessError> {
+        let len_bytes = self.len_bytes();
+        self.span(0, len_bytes, access)?;
+        Ok(SharedWords {
+            count: self.len / 8,
+            memory: self,
+            access,
+        })
+    }
+
     /// Without `Access::ReadWrite` only relaxed loads may be done through the reference: the page
     /// may be read-only.
     fn atomic32(&self, offset: u64, wanted: Access) -> Result<&AtomicU32, AccessError> {
@@ -350,9 +365,12 @@ impl SharedMemory {
 
     /// As `atomic32`.
     fn atomic64(&self, offset: u64, wanted: Access) -> Result<&AtomicU64, AccessError> {
-        let word = self.word(offset, 8, wanted)?.cast::<AtomicU64>();
-        // SAFETY: as in `atomic32`, with eight for four.
-        Ok(unsafe { &*word })
+        let word = Span {
+            start: self.word(offset, 8, wanted)?.cast_mut(),
+            len: 8,
+            memory: PhantomData,
+        };
+        Ok(&word.words()[0])
     }
 
     /// The address of a naturally aligned word of `size` bytes.
@@ -379,6 +397,7 @@ impl SharedMemory {
     }
 
     /// A pointer with the reservation's provenance. Computing it is harmless whatever the offset.
+    #[inline]
     fn address(&self, offset: u64) -> *mut u8 {
         self.whole
             .wrapping_add(self.pad)
@@ -522,12 +541,80 @@ impl fmt::Debug for SharedMemory {
     }
 }
 
-/// Mapped bytes that allow the access that was asked for. Made by [`SharedMemory::span`] alone.
+/// Shared memory that is one array of 64-bit words, for those who read many words by number: an
+/// access costs a comparison.
+#[derive(Debug)]
+pub struct SharedWords {
+    /// Mapped from end to end with `access`, and never changed any more.
+    memory: SharedMemory,
+    /// How many words it has.
+    count: usize,
+    access: Access,
+}
+
+impl SharedWords {
+    /// How many words there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Never: a reservation has at least a page.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The present value of a word; `None` past the end.
+    ///
+    /// # Panics
+    ///
+    /// As [`SharedU64::load`].
+    #[inline]
+    pub fn load(&self, index: usize, order: Ordering) -> Option<u64> {
+        let word = self.words().get(index)?;
+        Some(SharedU64::new(word).load(order))
+    }
+
+    /// The word, to load and store; `None` past the end, and for all words that are mapped
+    /// read-only.
+    #[inline]
+    pub fn word_mut(&self, index: usize) -> Option<SharedU64Mut<'_>> {
+        let words = self.words();
+        let word = words.get(index)?;
+        (self.access == Access::ReadWrite).then(|| SharedU64Mut::new(word))
+    }
+
+    #[inline]
+    fn words(&self) -> &[AtomicU64] {
+        let all = Span {
+            start: self.memory.address(0),
+            len: self.count * 8,
+            memory: PhantomData,
+        };
+        all.words()
+    }
+}
+
+/// Mapped bytes that allow the access that was asked for. Made by [`SharedMemory::span`] and of what
+/// that has checked.
 #[derive(Clone, Copy)]
 struct Span<'a> {
     start: *mut u8,
     len: usize,
     memory: PhantomData<&'a SharedMemory>,
+}
+
+impl<'a> Span<'a> {
+    /// The whole words in a span that starts on a word. Only relaxed loads, unless it is writable.
+    #[inline]
+    fn words(self) -> &'a [AtomicU64] {
+        let start = self.start.cast_const().cast::<AtomicU64>();
+        debug_assert!(start.is_aligned(), "a span of words starts on a word");
+        // SAFETY: as in `atomic32`, for as many words as the mapped bytes hold, aligned to eight:
+        // the reservation starts on a page, and what callers add to that are multiples of eight.
+        unsafe { std::slice::from_raw_parts(start, self.len / 8) }
+    }
 }
 
 impl Span<'_> {

@@ -102,6 +102,13 @@ pub(super) fn allocated(
     len_bytes: u64,
     backing: Backing,
 ) -> Result<Memfd, RegionError> {
+    let memfd = sized(name, len_bytes, backing)?;
+    allocate(memfd.as_file(), 0, len_bytes)?;
+    Ok(memfd)
+}
+
+/// As `allocated`, but without pages.
+pub(super) fn sized(name: &str, len_bytes: u64, backing: Backing) -> Result<Memfd, RegionError> {
     let unit = backing.page_bytes();
     if len_bytes == 0 || !len_bytes.is_multiple_of(unit) {
         return Err(RegionError::BadLength {
@@ -119,7 +126,6 @@ pub(super) fn allocated(
         len: len_bytes,
         source: errno.into(),
     })?;
-    allocate(file, len_bytes)?;
     Ok(memfd)
 }
 
@@ -149,16 +155,15 @@ fn create(name: &str, backing: Backing) -> Result<Memfd, RegionError> {
     Memfd::try_from_file(file).map_err(|_| RegionError::Create(io::ErrorKind::Unsupported.into()))
 }
 
-fn allocate(file: &File, len_bytes: u64) -> Result<(), RegionError> {
-    let mut done = 0;
-    while done < len_bytes {
-        let step = ALLOCATE_STEP_BYTES.min(len_bytes - done);
+/// Allocates the pages from `start` to `end`, those that are there already not again.
+pub(super) fn allocate(file: &File, start: u64, end: u64) -> Result<(), RegionError> {
+    let mut done = start;
+    while done < end {
+        let step = ALLOCATE_STEP_BYTES.min(end - done);
         match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), done, step)) {
             Ok(()) => done += step,
             Err(Errno::NOSPC | Errno::NOMEM) => {
-                return Err(RegionError::NoMemory {
-                    want_bytes: len_bytes,
-                });
+                return Err(RegionError::NoMemory { want_bytes: end });
             }
             Err(errno) => return Err(RegionError::Allocate(errno.into())),
         }

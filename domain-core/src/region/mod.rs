@@ -1,9 +1,11 @@
 //! Shared memory: memfds made, sealed, checked and mapped.
 //!
-//! Everything here counts in bytes and knows nothing of iovas, domains or sessions. There are three
+//! Everything here counts in bytes and knows nothing of iovas, domains or sessions. There are four
 //! ways in:
 //!
 //! * [`Region`] is memory that the daemon owns and gives to clients, as [`Grant`]s.
+//! * [`SparseRegion`] is memory that the daemon alone writes, as an array of words, and that gets
+//!   its pages as it is filled.
 //! * [`ClientMemory`] is memory that a client owns and has registered. The daemon checks it and
 //!   copies from and to it with system calls; it never maps it. [`driver_memfd`] makes a memfd that
 //!   passes the check.
@@ -35,12 +37,14 @@ mod memfd;
 mod owned;
 mod pieces;
 mod seals;
+mod sparse;
 mod word;
 
 pub use client_memory::{ClientMemory, MemoryRefused, SpanError};
-pub use mapping::{CopyError, MapError, SharedMemory};
+pub use mapping::{CopyError, MapError, SharedMemory, SharedWords};
 pub use memfd::{Backing, RegionError, driver_memfd};
 pub use owned::{FileIdentity, Grant, Region};
 pub use pieces::{Access, AccessError, Piece};
 pub use seals::Seals;
+pub use sparse::SparseRegion;
 pub use word::{SharedU32, SharedU32Mut, SharedU64, SharedU64Mut, WaitOutcome};

@@ -79,14 +79,7 @@ impl Region {
     ///
     /// [`RegionError::Reopen`], without `/proc` or without a free descriptor.
     pub fn grant(&self, access: Access) -> Result<Grant, RegionError> {
-        let mode = match access {
-            Access::ReadOnly => OFlags::RDONLY,
-            Access::ReadWrite => OFlags::RDWR,
-        };
-        let path = format!("/proc/self/fd/{}", self.memfd.as_raw_fd());
-        open(path, mode | OFlags::CLOEXEC, Mode::empty())
-            .map(Grant)
-            .map_err(|errno| RegionError::Reopen(io::Error::from(errno)))
+        reopen(&self.memfd, access)
     }
 
     /// The daemon's own mapping of all of it, read-write.
@@ -110,9 +103,22 @@ impl Region {
     }
 }
 
-/// A descriptor of a region that may be sent to a client. [`Region::grant`] alone makes one.
+/// A descriptor of a region that may be sent to a client. [`Region::grant`] and
+/// [`SparseRegion::grant`](super::SparseRegion::grant) alone make one.
 #[derive(Debug)]
 pub struct Grant(OwnedFd);
+
+/// Opens a memfd of ours once more.
+pub(super) fn reopen(memfd: &Memfd, access: Access) -> Result<Grant, RegionError> {
+    let mode = match access {
+        Access::ReadOnly => OFlags::RDONLY,
+        Access::ReadWrite => OFlags::RDWR,
+    };
+    let path = format!("/proc/self/fd/{}", memfd.as_raw_fd());
+    open(path, mode | OFlags::CLOEXEC, Mode::empty())
+        .map(Grant)
+        .map_err(|errno| RegionError::Reopen(io::Error::from(errno)))
+}
 
 impl AsFd for Grant {
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -68,7 +68,7 @@ fn an_allocation_lies_above_the_bounce_aperture_and_shows_its_exact_length() {
         let entry = Entry {
             range: IovaRange::from_len(start, len).unwrap(),
             target: Target {
-                region: ApertureKind::Coherent,
+                region: crate::iotlb::RegionId::COHERENT,
                 offset_bytes: 0,
             },
             perm: Perm::ReadWrite,

@@ -140,7 +140,7 @@ fn the_iotlb_shows_exactly_the_length_with_the_perm_of_the_direction() {
         let entry = Entry {
             range: visible(mapped),
             target: Target {
-                region: ApertureKind::Bounce,
+                region: crate::iotlb::RegionId::BOUNCE,
                 // The aperture begins at 0.
                 offset_bytes: mapped.iova.get(),
             },

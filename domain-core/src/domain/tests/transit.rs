@@ -11,7 +11,7 @@ use crate::batch::settle;
 use crate::coherent::CoherentSpec;
 use crate::domain::InUse;
 use crate::domain::transit::{Draining, Reservation, Syncing};
-use crate::iotlb::Iotlb;
+use crate::iotlb::{Iotlb, RegionWords};
 use crate::mapping::{MappingFilter, Phase};
 use crate::memory::UnregisterError;
 use crate::perm::Perm;
@@ -313,7 +313,7 @@ fn a_decision_that_panics_ends_its_request_and_does_not_hang() {
 /// the second of the next mappings will be.
 fn break_a_promise(domain: &Domain, live: Mapped) {
     let mut state = domain.lock();
-    let iotlb: &mut Iotlb = &mut state.iotlb;
+    let iotlb: &mut Iotlb<RegionWords> = &mut state.iotlb;
     let entry = iotlb.remove(live.iova).unwrap();
     let next_but_one = live.iova.get() + 2 * P;
     let range = IovaRange::from_len(Iova::new(next_but_one), 1).unwrap();

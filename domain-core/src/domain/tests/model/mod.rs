@@ -727,9 +727,9 @@ impl Model {
                 range: held.visible,
                 target: Target {
                     region: if is_bounce {
-                        ApertureKind::Bounce
+                        crate::iotlb::RegionId::BOUNCE
                     } else {
-                        ApertureKind::Coherent
+                        crate::iotlb::RegionId::COHERENT
                     },
                     offset_bytes: held.visible.start().get() - base,
                 },
