@@ -59,8 +59,8 @@ fn making_and_freeing_an_allocation_zeroes_no_others_memory() {
 
 #[test]
 fn an_allocation_lies_above_the_bounce_aperture_and_shows_its_exact_length() {
-    let domain = domain(4, 8);
     for len in [1, 100, P, P + 1, 8 * P] {
+        let domain = domain(4, 8);
         let made = domain
             .alloc_coherent(DRIVER, &CoherentSpec::of(len))
             .unwrap();

@@ -316,35 +316,73 @@ impl Model {
             })
             .collect();
         let held_before = self.held.clone();
-        let expected: Vec<_> = specs
-            .iter()
-            .map(|spec| {
-                let visible = self.place(session, spec).map_err(|error| told(&error))?;
-                self.held.push(ModelHeld {
+        match self.domain.map(session, &specs, mode) {
+            Ok(answers) => {
+                assert_eq!(answers.len(), specs.len());
+                for (spec, answer) in specs.iter().zip(answers) {
+                    assert!(mode == BatchMode::Partial || answer.is_ok());
+                    self.mapped(session, spec, answer);
+                }
+            }
+            Err(refused) => {
+                assert_eq!(mode, BatchMode::AllOrNothing);
+                let (before, last) = (&specs[..refused.index], &specs[refused.index]);
+                let error = told(&refused.error);
+                let is_right = self.some_placement_ends_so(session, before, last, &error);
+                assert!(is_right, "{error} for {last:?} after {before:?}");
+                self.held = held_before;
+            }
+        }
+    }
+
+    /// One entry's answer: where it lies is the allocator's choice, that it
+    /// may lie there is not.
+    fn mapped(&mut self, session: SessionId, spec: &MapSpec, answer: Result<Mapped, MapError>) {
+        match (answer, self.places(session, spec)) {
+            (Ok(mapped), Ok(places)) => {
+                assert!(places.contains(&visible(mapped)), "{mapped:?} for {spec:?}");
+                let mut held = ModelHeld {
                     id: MappingId::new(0), // learnt below
                     owner: Some(session),
-                    visible,
+                    visible: visible(mapped),
                     spec: Some(*spec),
-                });
-                Ok(visible)
-            })
-            .collect();
-        let expected = settled(mode, expected);
-
-        let answers = self.domain.map(session, &specs, mode);
-        let mapped: Vec<_> = answers.iter().flatten().flatten().copied().collect();
-        assert_eq!(heard(answers, visible), expected, "{specs:?}");
-
-        if expected.is_err() {
-            self.held = held_before;
-            return;
+                };
+                self.learn(&mut held, mapped.id);
+                self.fill(&held);
+                self.held.push(held);
+            }
+            (Err(refused), Err(expected)) => {
+                assert_eq!(told(&refused), told(&expected), "{spec:?}");
+            }
+            (answer, places) => panic!("{answer:?}, expected {places:?} for {spec:?}"),
         }
-        let fresh = self.held.split_off(held_before.len());
-        for (mut held, mapped) in fresh.into_iter().zip(mapped) {
-            self.learn(&mut held, mapped.id);
-            self.fill(&held);
-            self.held.push(held);
-        }
+    }
+
+    /// Is there a way to place the entries before it so that the last one is
+    /// refused with that error? Where they lay nobody knows: they were undone.
+    fn some_placement_ends_so(
+        &mut self,
+        session: SessionId,
+        before: &[MapSpec],
+        last: &MapSpec,
+        error: &str,
+    ) -> bool {
+        let Some((first, rest)) = before.split_first() else {
+            let refused = self.places(session, last).err();
+            return refused.is_some_and(|refused| told(&refused) == error);
+        };
+        let places = self.places(session, first).unwrap_or_default();
+        places.into_iter().any(|visible| {
+            self.held.push(ModelHeld {
+                id: MappingId::new(0),
+                owner: Some(session),
+                visible,
+                spec: Some(*first),
+            });
+            let ends_so = self.some_placement_ends_so(session, rest, last, error);
+            self.held.pop();
+            ends_so
+        })
     }
 
     /// Ids are never used again.
@@ -354,8 +392,8 @@ impl Model {
         self.names.push((held.visible.start(), id));
     }
 
-    /// Which iovas the mapping gets, or why none.
-    fn place(&self, session: SessionId, spec: &MapSpec) -> Result<IovaRange, MapError> {
+    /// Which iovas the mapping may get, or why none.
+    fn places(&self, session: SessionId, spec: &MapSpec) -> Result<Vec<IovaRange>, MapError> {
         self.driver(session)?;
         let memory = self.memory_of(session, spec.memory)?;
         let bytes = u64::try_from(memory.bytes.len()).unwrap();
@@ -382,16 +420,20 @@ impl Model {
             align_bytes: spec.align_bytes,
             limit: spec.limit,
         };
-        let page = self.best_fit(1..BOUNCE_PAGES, request)?;
-        Ok(IovaRange::from_len(Iova::new(page * P + lead), spec.len_bytes).unwrap())
+        let pages = self.fits(1..BOUNCE_PAGES, request)?;
+        let visible = |page| IovaRange::from_len(Iova::new(page * P + lead), spec.len_bytes);
+        Ok(pages
+            .into_iter()
+            .map(|page| visible(page).unwrap())
+            .collect())
     }
 
-    /// The shortest free run that fits, the lowest among equals, page by page.
-    fn best_fit(
+    /// All pages where the request fits, or why there is none.
+    fn fits(
         &self,
         pages: std::ops::Range<u64>,
         request: AllocRequest,
-    ) -> Result<u64, AllocError> {
+    ) -> Result<Vec<u64>, AllocError> {
         let AllocRequest {
             len_bytes,
             align_bytes,
@@ -404,31 +446,26 @@ impl Model {
             return Err(AllocError::BadAlignment { align_bytes });
         }
         let want = len_bytes.div_ceil(P);
-        let below_limit = |page: &u64| limit.is_none_or(|last| page * P + P - 1 <= last.get());
-        let is_free = |page: u64| !self.held.iter().any(|held| held.pages().contains(&page));
-        // For each page, the end of the free run that it lies in.
-        let mut best = None;
-        let mut largest_hole = 0;
-        let mut at = pages.start;
-        while at < pages.end {
-            let run = (at..pages.end).take_while(|page| is_free(*page)).count() as u64;
-            let usable = (at..at + run).filter(below_limit).count() as u64;
-            largest_hole = largest_hole.max(usable);
-            let fits = (at..at + usable).find(|page| {
-                (page * P).is_multiple_of(align_bytes.max(P)) && page + want <= at + usable
+        let is_usable = |page: u64| {
+            let below_limit = limit.is_none_or(|last| page * P + P - 1 <= last.get());
+            let is_free = !self.held.iter().any(|held| held.pages().contains(&page));
+            pages.contains(&page) && below_limit && is_free
+        };
+        // For each page, how many may be used from there on.
+        let run = |page: u64| (page..).take_while(|page| is_usable(*page)).count() as u64;
+        let is_aligned = |page: u64| (page * P).is_multiple_of(align_bytes.max(P));
+        let fits = pages
+            .clone()
+            .filter(|page| is_aligned(*page) && run(*page) >= want);
+        let fits: Vec<_> = fits.collect();
+        if fits.is_empty() {
+            return Err(AllocError::NoSpace {
+                want_bytes: len_bytes,
+                align_bytes: align_bytes.max(P),
+                largest_hole_bytes: pages.clone().map(run).max().unwrap_or(0) * P,
             });
-            if let Some(place) = fits
-                && best.is_none_or(|(shortest, _)| run < shortest)
-            {
-                best = Some((run, place));
-            }
-            at += run.max(1);
         }
-        best.map(|(_, place)| place).ok_or(AllocError::NoSpace {
-            want_bytes: len_bytes,
-            align_bytes: align_bytes.max(P),
-            largest_hole_bytes: largest_hole * P,
-        })
+        Ok(fits)
     }
 
     /// All granules zero, then the driver's bytes if they travel.
@@ -652,14 +689,18 @@ impl Model {
         let expected = (|| {
             self.driver(session)?;
             Self::room(Quota::Mappings, QUOTAS.mappings, self.held.len())?;
-            let page = self.best_fit(BOUNCE_PAGES..PAGES, spec.place)?;
-            Ok::<_, AllocCoherentError>(
-                IovaRange::from_len(Iova::new(page * P), spec.place.len_bytes).unwrap(),
-            )
+            Ok::<_, AllocCoherentError>(self.fits(BOUNCE_PAGES..PAGES, spec.place)?)
         })();
         let answer = self.domain.alloc_coherent(session, spec);
-        assert_eq!(answer.map(|made| made.range), expected);
-        let Ok(made) = answer else { return };
+        assert_eq!(answer.as_ref().err(), expected.as_ref().err());
+        let (Ok(made), Ok(pages)) = (answer, expected) else {
+            return;
+        };
+        let visible = |page| IovaRange::from_len(Iova::new(page * P), spec.place.len_bytes);
+        assert!(
+            pages.iter().any(|page| visible(*page) == Ok(made.range)),
+            "{made:?}"
+        );
         let mut held = ModelHeld {
             id: made.id,
             owner: (!spec.persistent).then_some(session),
