@@ -36,8 +36,8 @@ impl Scale {
     };
 
     pub(crate) const FULL: Scale = Scale {
-        rounds: 51,
-        turn: Duration::from_millis(4),
+        rounds: 101,
+        turn: Duration::from_millis(2),
         setup: Duration::from_secs(5),
         singles: 100_000,
         single_rounds: 15,
