@@ -126,6 +126,8 @@ type Grain = u64;
 #[derive(Debug)]
 pub struct IovaAllocator {
     granule: Granule,
+    /// The granule's, at hand.
+    shift: u32,
     /// First and last granule that may be allocated.
     first: Grain,
     last: Grain,
@@ -158,6 +160,7 @@ impl IovaAllocator {
         holes.give(first, last - first + 1);
         Some(IovaAllocator {
             granule,
+            shift,
             first,
             last,
             holes,
@@ -179,26 +182,31 @@ impl IovaAllocator {
             align_bytes,
             limit,
         } = request;
+        // What nearly every request is, before anything is worked out for others.
+        if align_bytes == 0 && limit.is_none() && len_bytes != 0 {
+            let want = ((len_bytes - 1) >> self.shift) + 1;
+            if let Some(at) = self.magazines.get(want, |_| true) {
+                return Ok(self.taken(at, want));
+            }
+        }
         if len_bytes == 0 {
             return Err(AllocError::ZeroLength);
         }
         if align_bytes != 0 && !align_bytes.is_power_of_two() {
             return Err(AllocError::BadAlignment { align_bytes });
         }
-        let align = align_bytes.max(self.granule.bytes()) >> self.granule.shift();
+        let align = align_bytes.max(self.granule.bytes()) >> self.shift;
         // Not a division, which would be a third of the time of a short alloc.
-        let want = ((len_bytes - 1) >> self.granule.shift()) + 1;
+        let want = ((len_bytes - 1) >> self.shift) + 1;
         let end = self.end(limit);
         let Some(at) = self.place(want, align, end) else {
             return Err(AllocError::NoSpace {
                 want_bytes: len_bytes,
-                align_bytes: align << self.granule.shift(),
-                largest_hole_bytes: self.largest_hole_below(end) << self.granule.shift(),
+                align_bytes: align << self.shift,
+                largest_hole_bytes: self.largest_hole_below(end) << self.shift,
             });
         };
-        self.live.insert(at, want);
-        self.used += want;
-        Ok(self.range(at, want))
+        Ok(self.taken(at, want))
     }
 
     /// Gives exactly `range`.
@@ -219,8 +227,7 @@ impl IovaAllocator {
             let hit = self.live_above(at);
             return Err(AllocAtError::Taken { range, hit });
         }
-        self.live.insert(at, want);
-        self.used += want;
+        self.taken(at, want);
         Ok(())
     }
 
@@ -244,13 +251,13 @@ impl IovaAllocator {
     #[must_use]
     pub fn largest_hole_bytes(&self) -> u64 {
         let joined = self.longest_with_magazines();
-        self.holes.largest().max(joined) << self.granule.shift()
+        self.holes.largest().max(joined) << self.shift
     }
 
     /// Allocated bytes, in whole granules.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
-        self.used << self.granule.shift()
+        self.used << self.shift
     }
 
     /// Number of live allocations.
@@ -292,9 +299,15 @@ impl IovaAllocator {
         assert_eq!(used, self.used, "what is used is counted");
     }
 
+    fn taken(&mut self, at: Grain, want: u64) -> IovaRange {
+        self.live.insert(at, want);
+        self.used += want;
+        self.range(at, want)
+    }
+
     fn why_not_freed(&self, range: IovaRange) -> FreeError {
         let start = range.start();
-        let at = start.get() >> self.granule.shift();
+        let at = start.get() >> self.shift;
         let len = self.live.len_at(at);
         len.map_or(FreeError::NotAllocated { start }, |len| {
             FreeError::WrongSize {
@@ -341,7 +354,7 @@ impl IovaAllocator {
     fn end(&self, limit: Option<Iova>) -> Grain {
         let below_limit = limit.map(|last| {
             let whole = self.granule.offset_in(last.get()) == self.granule.bytes() - 1;
-            (last.get() >> self.granule.shift()) + u64::from(whole)
+            (last.get() >> self.shift) + u64::from(whole)
         });
         below_limit.unwrap_or(Grain::MAX).min(self.last + 1)
     }
@@ -387,16 +400,19 @@ impl IovaAllocator {
 
     fn grains(&self, range: IovaRange) -> Option<(Grain, u64)> {
         let (start, last) = (range.start().get(), range.last().get());
-        let whole = self.granule.offset_in(start) == 0
-            && self.granule.offset_in(last) == self.granule.bytes() - 1;
-        let (at, to) = (start >> self.granule.shift(), last >> self.granule.shift());
+        // Ones below the granule in `last`, none in `start`.
+        let whole = (start | !last) & self.granule_mask() == 0;
+        let (at, to) = (start >> self.shift, last >> self.shift);
         whole.then_some((at, to - at + 1))
     }
 
+    fn granule_mask(&self) -> u64 {
+        (1 << self.shift) - 1
+    }
+
     fn range(&self, at: Grain, len: u64) -> IovaRange {
-        let shift = self.granule.shift();
-        let start = Iova::new(at << shift);
-        let last = Iova::new(((at + len - 1) << shift) | (self.granule.bytes() - 1));
+        let start = Iova::new(at << self.shift);
+        let last = Iova::new(((at + len - 1) << self.shift) | self.granule_mask());
         IovaRange::new(start, last).expect("a run is not empty")
     }
 }

@@ -8,8 +8,8 @@
 //! |---|---|---|---|
 //! | 0..2 | 0 | perm: 1 read, 2 write, 3 both | 0 |
 //! | 2 | 0 | 0 | 1 |
-//! | 3..23 | 0 | region | node |
-//! | 23..64 | 0 | offset in that region, in granules | 0 |
+//! | 3..23 | 0 | region | from bit 9 on: node |
+//! | 23..64 | 0 | offset in that region, in granules | |
 //!
 //! A leaf stands for as many granules as its place in the tree covers: one in a node of height 1,
 //! 512 in a node of height 2, and so on. It covers whole granules; exact ends are not in the table.
@@ -63,6 +63,8 @@ pub(super) const MAGIC: u64 = u64::from_be_bytes(*b"iotlbpt\x01");
 
 const PERM: u64 = 0b11;
 const POINTER: u64 = 0b100;
+/// The node's number times the words of a node: a reader masks and need not shift.
+const POINTER_SHIFT: u32 = 9;
 const REGION_SHIFT: u32 = 3;
 const OFFSET_SHIFT: u32 = 23;
 /// What a leaf can say about an offset: less than so many granules.
@@ -116,7 +118,7 @@ impl Word {
     }
 
     pub(super) const fn pointer(node: u32) -> Word {
-        Word((node as u64) << REGION_SHIFT | POINTER)
+        Word((node as u64) << POINTER_SHIFT | POINTER)
     }
 
     pub(super) const fn is_empty(self) -> bool {
@@ -126,27 +128,34 @@ impl Word {
     /// The leaf, if it is one.
     #[inline]
     pub(super) const fn as_leaf(self) -> Option<Leaf> {
-        let perm = match self.0 & PERM {
-            0 => return None,
-            1 => Perm::Read,
-            2 => Perm::Write,
-            _ => Perm::ReadWrite,
-        };
+        if self.0 & PERM == 0 {
+            return None;
+        }
+        // A table and no branches, which random permissions would mislead.
+        const PERMS: [Perm; 4] = [Perm::Read, Perm::Read, Perm::Write, Perm::ReadWrite];
         Some(Leaf {
             region: RegionId::from_low_bits(self.0 >> REGION_SHIFT),
             offset_granules: self.0 >> OFFSET_SHIFT,
-            perm,
+            perm: PERMS[host_size(self.0 & PERM)],
         })
     }
 
-    /// The node, if it is a pointer and no leaf.
+    /// The place in the table of the node's first word, if it is a pointer and no leaf.
     #[inline]
-    pub(super) const fn as_pointer(self) -> Option<u32> {
+    pub(super) const fn as_place(self) -> Option<usize> {
         if self.0 & POINTER == 0 {
             return None;
         }
-        // As wide as a region's number: wider than a node's, and the reader checks it.
-        Some(RegionId::from_low_bits(self.0 >> REGION_SHIFT).get())
+        Some(host_size(self.0 >> POINTER_SHIFT) << NODE_BITS)
+    }
+
+    /// The node, if it is a pointer and no leaf.
+    #[allow(clippy::cast_possible_truncation)] // node numbers have 18 bits
+    pub(super) const fn as_pointer(self) -> Option<u32> {
+        if self.0 & POINTER == 0 || self.0 & PERM != 0 {
+            return None;
+        }
+        Some((self.0 >> POINTER_SHIFT) as u32)
     }
 
     pub(super) const fn slot(self) -> Slot {
@@ -207,18 +216,23 @@ impl Root {
     }
 }
 
-/// Where in the table a word of a node is: that of the slot in which `granule` lies, if each slot
-/// stands for `1 << shift` granules.
+/// Where in the table a node begins.
 #[inline]
-pub(super) const fn place(node: u32, granule: u64, shift: u32) -> usize {
-    node as usize * NODE_WORDS + slot_index(granule >> shift)
+pub(super) const fn place(node: u32) -> usize {
+    node as usize * NODE_WORDS
 }
 
 /// Which word of its node a slot is, if slots are numbered through from address 0.
 #[inline]
-#[allow(clippy::cast_possible_truncation)] // masked to nine bits
 pub(super) const fn slot_index(slot: u64) -> usize {
-    slot as usize & (NODE_WORDS - 1)
+    host_size(slot) & (NODE_WORDS - 1)
+}
+
+/// Lossless: shared memory is for 64-bit targets only.
+#[inline]
+#[allow(clippy::cast_possible_truncation)]
+const fn host_size(bits: u64) -> usize {
+    bits as usize
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::format::{FIRST_NODE, NODE_BYTES, NODE_WORDS, NODES_MOST, Word};
-use super::words::{NoMemory, Words};
+use super::words::{LoadWord, NoMemory, Words};
 
 /// Nodes that get memory at a time, at least: 16 KiB, so that a domain that maps little costs
 /// little.
@@ -74,7 +74,7 @@ struct Retired {
 impl<W: Words> Nodes<W> {
     /// Gives memory to the header and the first nodes.
     pub(super) fn new(words: Arc<W>) -> Result<Nodes<W>, NoRoom> {
-        let end = (words.len() / NODE_WORDS).min(NODES_MOST);
+        let end = (words.words().len() / NODE_WORDS).min(NODES_MOST);
         let mut nodes = Nodes {
             words,
             filled: vec![0; index(FIRST_NODE)],
@@ -92,8 +92,8 @@ impl<W: Words> Nodes<W> {
     }
 
     pub(super) fn word(&self, node: u32, place: usize) -> Word {
-        let bits = self.words.load(index(node) * NODE_WORDS + place, Relaxed);
-        Word::from_bits(bits.expect("nodes in use lie inside the words"))
+        // The writer reads its own stores.
+        Word::from_bits(self.words.words()[index(node) * NODE_WORDS + place].load_acquire())
     }
 
     /// How many words of a node are not empty.

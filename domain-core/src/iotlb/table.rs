@@ -28,12 +28,12 @@
 //! that it had. The tree of direct mappings shrinks to what it needs.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Relaxed, Release};
+use std::sync::atomic::Ordering::Release;
 
 use super::format::{Leaf, MAGIC, NODE_BITS, NODE_WORDS, Root, Slot, Word, header, slot_index};
 use super::nodes::{NoRoom, Nodes, TableUsage};
 use super::span::Span;
-use super::words::Words;
+use super::words::{LoadWord, Words};
 use crate::addr::{Granule, IovaRange};
 
 /// Which tree.
@@ -184,8 +184,7 @@ impl<W: Words> Table<W> {
     }
 
     fn root(&self, tree: Tree) -> Option<Root> {
-        let word = self.words().load(root_place(tree), Relaxed);
-        Root::from_bits(word.expect("a table has a header"))
+        Root::from_bits(self.words().words()[root_place(tree)].load_acquire())
     }
 
     fn publish(&mut self, tree: Tree, root: Option<Root>) {

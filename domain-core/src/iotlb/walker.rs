@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
 
 use super::entry::Target;
-use super::format::{Leaf, MAGIC, NODE_BITS, Root, Word, header, place};
-use super::words::{HeapWords, WordSource};
+use super::format::{Leaf, MAGIC, NODE_BITS, Root, Word, header, place, slot_index};
+use super::words::{HeapWords, LoadWord, WordSource};
 use crate::addr::{Granule, Iova, IovaRange};
 use crate::perm::Perm;
 
@@ -58,9 +57,12 @@ impl<W: WordSource> Walker<W> {
     /// [`HeaderError`] if they hold no table, or one of another version.
     pub fn open(words: Arc<W>) -> Result<Walker<W>, HeaderError> {
         let load = |index| {
-            let word = words.load(index, Acquire);
-            word.ok_or(HeaderError::TooShort { words: words.len() })
+            let all = words.words();
+            let word = all.get(index).map(LoadWord::load_acquire);
+            word.ok_or(HeaderError::TooShort { words: all.len() })
         };
+        // The last word of the header that a walker reads.
+        load(header::DIRECT_ROOT)?;
         let found = load(header::MAGIC)?;
         if found != MAGIC {
             return Err(HeaderError::Magic { found });
@@ -85,21 +87,24 @@ impl<W: WordSource> Walker<W> {
     #[inline]
     #[must_use]
     pub fn translate(&self, iova: Iova) -> Option<Hit> {
-        let granule = iova.get() >> self.granule_shift;
-        let root = Root::from_bits(self.words.load(self.root_of(iova), Acquire)?)?;
+        let words = self.words.words();
+        // Wrapping, here and below: these shifts are less than 64, and a walk must not pay for
+        // asking.
+        let granule = iova.get().wrapping_shr(self.granule_shift);
+        let root = Root::from_bits(words.get(self.root_of(iova))?.load_acquire())?;
         if !root.covers(granule) {
             return None;
         }
-        let (mut node, mut shift) = (root.node, root.shift());
+        let (mut node, mut shift) = (place(root.node), root.shift());
         loop {
             // A tree that is deeper than its root says is none of ours.
             shift = shift.checked_sub(NODE_BITS)?;
-            let bits = self.words.load(place(node, granule, shift), Acquire)?;
-            let word = Word::from_bits(bits);
+            let index = slot_index(granule.wrapping_shr(shift));
+            let word = Word::from_bits(words.get(node | index)?.load_acquire());
             if let Some(leaf) = word.as_leaf() {
                 return Some(self.hit(iova, leaf, shift));
             }
-            node = word.as_pointer()?;
+            node = word.as_place()?;
         }
     }
 
@@ -107,8 +112,7 @@ impl<W: WordSource> Walker<W> {
     /// sees that state or a newer one.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        let word = self.words.load(header::GENERATION, Acquire);
-        word.expect("a table has a header")
+        self.words.words()[header::GENERATION].load_acquire()
     }
 
     /// The unit of the table.
@@ -136,10 +140,9 @@ impl<W: WordSource> Walker<W> {
     /// `leaf` covers `1 << shift` granules around `iova`.
     #[inline]
     fn hit(&self, iova: Iova, leaf: Leaf, shift: u32) -> Hit {
-        // All ones if the table is none of ours: no leaf covers the whole space.
-        let covered = 1u64.checked_shl(shift + self.granule_shift);
-        let below = covered.map_or(u64::MAX, |bytes| bytes - 1);
-        let offset = leaf.offset_granules << self.granule_shift;
+        let covered = 1u64.wrapping_shl(shift.wrapping_add(self.granule_shift));
+        let below = covered.wrapping_sub(1);
+        let offset = leaf.offset_granules.wrapping_shl(self.granule_shift);
         Hit {
             target: Target {
                 region: leaf.region,

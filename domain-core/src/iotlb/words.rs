@@ -2,27 +2,27 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::region::{Grant, RegionError, SharedWords, SparseRegion};
+use crate::region::{Grant, RegionError, SharedCell, SharedWords, SparseRegion};
 
 /// Words that can be read while somebody else writes them.
 pub trait WordSource: Send + Sync {
-    /// How many words there are at most. Those that have no memory yet are never read.
-    fn len(&self) -> usize;
+    /// What a word is read through.
+    type Word: LoadWord;
 
-    /// Is there no word at all?
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+    /// All words there can ever be. Those that have no memory yet are never read.
+    fn words(&self) -> &[Self::Word];
+}
 
-    /// The word's present value; `None` past the end.
-    ///
-    /// `order` is `Relaxed` or `Acquire`.
-    fn load(&self, index: usize, order: Ordering) -> Option<u64>;
+/// One word that can be read while somebody else writes it.
+pub trait LoadWord {
+    /// Its present value, with acquire semantics: who reads a link also sees what it leads to.
+    fn load_acquire(&self) -> u64;
 }
 
 /// Words that the owner of a table can write. One thread at a time does.
 pub trait Words: WordSource {
-    /// Replaces a word that has memory.
+    /// Replaces a word that has memory. With [`Ordering::Release`], who reads it sees all that was
+    /// stored before.
     ///
     /// # Panics
     /// Past the end: the table has miscounted.
@@ -56,14 +56,18 @@ impl HeapWords {
 }
 
 impl WordSource for HeapWords {
-    #[inline]
-    fn len(&self) -> usize {
-        self.0.len()
-    }
+    type Word = AtomicU64;
 
     #[inline]
-    fn load(&self, index: usize, order: Ordering) -> Option<u64> {
-        self.0.get(index).map(|word| word.load(order))
+    fn words(&self) -> &[AtomicU64] {
+        &self.0
+    }
+}
+
+impl LoadWord for AtomicU64 {
+    #[inline]
+    fn load_acquire(&self) -> u64 {
+        self.load(Ordering::Acquire)
     }
 }
 
@@ -109,14 +113,18 @@ impl RegionWords {
 }
 
 impl WordSource for RegionWords {
-    #[inline]
-    fn len(&self) -> usize {
-        self.0.words().len()
-    }
+    type Word = SharedCell;
 
     #[inline]
-    fn load(&self, index: usize, order: Ordering) -> Option<u64> {
-        self.0.words().load(index, order)
+    fn words(&self) -> &[SharedCell] {
+        self.0.words().cells()
+    }
+}
+
+impl LoadWord for SharedCell {
+    #[inline]
+    fn load_acquire(&self) -> u64 {
+        self.load(Ordering::Acquire)
     }
 }
 
@@ -139,13 +147,10 @@ impl Words for RegionWords {
 
 /// What a client makes of a table that it was granted.
 impl WordSource for SharedWords {
-    #[inline]
-    fn len(&self) -> usize {
-        SharedWords::len(self)
-    }
+    type Word = SharedCell;
 
     #[inline]
-    fn load(&self, index: usize, order: Ordering) -> Option<u64> {
-        SharedWords::load(self, index, order)
+    fn words(&self) -> &[SharedCell] {
+        self.cells()
     }
 }

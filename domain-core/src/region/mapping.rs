@@ -346,7 +346,6 @@ impl SharedMemory {
         let len_bytes = self.len_bytes();
         self.span(0, len_bytes, access)?;
         Ok(SharedWords {
-            count: self.len / 8,
             memory: self,
             access,
         })
@@ -370,7 +369,7 @@ impl SharedMemory {
             len: 8,
             memory: PhantomData,
         };
-        Ok(&word.words()[0])
+        Ok(&word.cells()[0].0)
     }
 
     /// The address of a naturally aligned word of `size` bytes.
@@ -541,58 +540,49 @@ impl fmt::Debug for SharedMemory {
     }
 }
 
-/// Shared memory that is one array of 64-bit words, for those who read many words by number: an
-/// access costs a comparison.
+/// Shared memory that is one array of 64-bit words, for those who read many words by number: what is
+/// mapped was checked once.
 #[derive(Debug)]
 pub struct SharedWords {
     /// Mapped from end to end with `access`, and never changed any more.
     memory: SharedMemory,
-    /// How many words it has.
-    count: usize,
     access: Access,
 }
 
-impl SharedWords {
-    /// How many words there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.count
-    }
+/// A word of [`SharedWords`], to load: what [`SharedU64`] refers to.
+#[repr(transparent)]
+pub struct SharedCell(AtomicU64);
 
-    /// Never: a reservation has at least a page.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// The present value of a word; `None` past the end.
+impl SharedCell {
+    /// As [`SharedU64::load`].
     ///
     /// # Panics
     ///
-    /// As [`SharedU64::load`].
+    /// As that.
     #[inline]
-    pub fn load(&self, index: usize, order: Ordering) -> Option<u64> {
-        let word = self.words().get(index)?;
-        Some(SharedU64::new(word).load(order))
+    pub fn load(&self, order: Ordering) -> u64 {
+        SharedU64::new(&self.0).load(order)
+    }
+}
+
+impl SharedWords {
+    /// All words, to load.
+    #[inline]
+    pub fn cells(&self) -> &[SharedCell] {
+        let all = Span {
+            start: self.memory.address(0),
+            len: self.memory.len,
+            memory: PhantomData,
+        };
+        all.cells()
     }
 
     /// The word, to load and store; `None` past the end, and for all words that are mapped
     /// read-only.
     #[inline]
     pub fn word_mut(&self, index: usize) -> Option<SharedU64Mut<'_>> {
-        let words = self.words();
-        let word = words.get(index)?;
-        (self.access == Access::ReadWrite).then(|| SharedU64Mut::new(word))
-    }
-
-    #[inline]
-    fn words(&self) -> &[AtomicU64] {
-        let all = Span {
-            start: self.memory.address(0),
-            len: self.count * 8,
-            memory: PhantomData,
-        };
-        all.words()
+        let cell = self.cells().get(index)?;
+        (self.access == Access::ReadWrite).then(|| SharedU64Mut::new(&cell.0))
     }
 }
 
@@ -608,11 +598,12 @@ struct Span<'a> {
 impl<'a> Span<'a> {
     /// The whole words in a span that starts on a word. Only relaxed loads, unless it is writable.
     #[inline]
-    fn words(self) -> &'a [AtomicU64] {
-        let start = self.start.cast_const().cast::<AtomicU64>();
+    fn cells(self) -> &'a [SharedCell] {
+        let start = self.start.cast_const().cast::<SharedCell>();
         debug_assert!(start.is_aligned(), "a span of words starts on a word");
         // SAFETY: as in `atomic32`, for as many words as the mapped bytes hold, aligned to eight:
         // the reservation starts on a page, and what callers add to that are multiples of eight.
+        // A cell is an atomic, `repr(transparent)`.
         unsafe { std::slice::from_raw_parts(start, self.len / 8) }
     }
 }
@@ -747,6 +738,7 @@ fn is_append(file: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// Lossless: `region` compiles for 64-bit targets only.
 #[allow(clippy::cast_possible_truncation)]
+#[inline]
 fn host_size(bytes: u64) -> usize {
     bytes as usize
 }

@@ -22,6 +22,7 @@ macro_rules! shared_word {
         pub struct $read<'a>(&'a $atomic);
 
         impl<'a> $read<'a> {
+            #[inline]
             pub(super) fn new(word: &'a $atomic) -> Self {
                 $read(word)
             }
@@ -31,6 +32,7 @@ macro_rules! shared_word {
             /// # Panics
             ///
             /// When `order` is `Release` or `AcqRel`, which no load can have.
+            #[inline]
             pub fn load(&self, order: Ordering) -> $int {
                 // The page may be mapped read-only. There only relaxed loads are promised to be
                 // plain loads (see `std::sync::atomic`, "Atomic accesses to read-only memory");
@@ -61,6 +63,7 @@ macro_rules! shared_word {
 
         impl<'a> $write<'a> {
             /// The page under `word` must be mapped read-write.
+            #[inline]
             pub(super) fn new(word: &'a $atomic) -> Self {
                 $write($read(word))
             }
@@ -70,6 +73,7 @@ macro_rules! shared_word {
             /// # Panics
             ///
             /// When `order` is `Acquire` or `AcqRel`, which no store can have.
+            #[inline]
             pub fn store(&self, value: $int, order: Ordering) {
                 self.0.0.store(value, order);
             }

@@ -379,7 +379,7 @@ fn a_walker_survives_any_words() {
     let walker = iotlb.walker();
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     for _ in 0..2000 {
-        for place in 16..iotlb.words().len() {
+        for place in 16..iotlb.words().words().len() {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);

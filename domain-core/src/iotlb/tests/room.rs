@@ -17,16 +17,10 @@ struct Stingy {
 }
 
 impl WordSource for Stingy {
-    fn len(&self) -> usize {
-        self.words.len()
-    }
+    type Word = std::sync::atomic::AtomicU64;
 
-    fn load(&self, index: usize, order: Ordering) -> Option<u64> {
-        assert!(
-            index < self.backed_most,
-            "words without memory are not read"
-        );
-        self.words.load(index, order)
+    fn words(&self) -> &[Self::Word] {
+        self.words.words()
     }
 }
 
@@ -199,18 +193,14 @@ fn a_reader_in_a_replaced_table_still_finds_all_of_it() {
     let old: Vec<_> = (1..9).map(|n| entry(n * 1000, 2, 1, n)).collect();
     let new: Vec<_> = (1..9).map(|n| entry(n * 1000, 2, 2, n)).collect();
     iotlb.replace_direct(&table(&old)).unwrap();
-    let root = iotlb
-        .words()
-        .load(format::header::DIRECT_ROOT, Ordering::Acquire)
-        .unwrap();
+    let root = iotlb.words().words()[format::header::DIRECT_ROOT].load_acquire();
     iotlb.replace_direct(&table(&new)).unwrap();
     // New nodes for other entries, while the old table's are still retired.
     iotlb.insert(entry(20_000, 1, 3, 0)).unwrap();
     // A reader that loaded the root before the replacement.
     let words = heap(64);
-    for place in 0..words.len() {
-        let word = iotlb.words().load(place, Ordering::Relaxed).unwrap();
-        words.store(place, word, Ordering::Relaxed);
+    for (place, word) in iotlb.words().words().iter().enumerate() {
+        words.store(place, word.load_acquire(), Ordering::Relaxed);
     }
     words.store(format::header::DIRECT_ROOT, root, Ordering::Relaxed);
     let late = Walker::open(Arc::new(words)).unwrap();
