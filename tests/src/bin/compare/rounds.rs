@@ -26,13 +26,13 @@ pub(crate) struct Scale {
 
 impl Scale {
     pub(crate) const QUICK: Scale = Scale {
-        rounds: 21,
+        rounds: 41,
         turn: Duration::from_millis(1),
         setup: Duration::from_millis(500),
         singles: 20_000,
-        single_rounds: 9,
+        single_rounds: 13,
         ageing_ops: 1_000_000,
-        replacements: 7,
+        replacements: 15,
     };
 
     pub(crate) const FULL: Scale = Scale {
