@@ -516,6 +516,7 @@ impl From<MapError> for Refusal {
                 invalid(ErrorReason::MemoryRefused, &error).with("memory_id", id)
             }
             MapError::Alloc(alloc) => alloc.into(),
+            MapError::NoRoom(no_room) => no_room.into(),
             MapError::Copy {
                 memory,
                 offset,
@@ -597,6 +598,7 @@ impl From<AllocCoherentError> for Refusal {
             AllocCoherentError::Quota(quota) => quota.into(),
             AllocCoherentError::NoAperture => invalid(ErrorReason::NoAperture, &error),
             AllocCoherentError::Alloc(alloc) => alloc.into(),
+            AllocCoherentError::NoRoom(no_room) => no_room.into(),
         }
     }
 }

@@ -43,9 +43,18 @@ impl From<PlaceError> for Refusal {
 
 impl From<NoRoom> for Refusal {
     fn from(error: NoRoom) -> Refusal {
-        Refusal::of(Code::ResourceExhausted, ErrorReason::NoMemory, &error)
-            .with("used_bytes", error.used_bytes)
-            .with("limit_bytes", error.limit_bytes)
+        let refusal = Refusal::of(Code::ResourceExhausted, ErrorReason::NoMemory, &error);
+        match error {
+            NoRoom::Full {
+                want, used, most, ..
+            } => refusal
+                .with("want_nodes", want)
+                .with("used_nodes", used)
+                .with("most_nodes", most),
+            NoRoom::NoMemory { want, used } => {
+                refusal.with("want_nodes", want).with("used_nodes", used)
+            }
+        }
     }
 }
 
@@ -89,6 +98,11 @@ impl From<MapDirectError> for Refusal {
                 .with("other_index", index),
             MapDirectError::Quota(quota) => quota.into(),
             MapDirectError::NoSpace(alloc) => alloc.into(),
+            MapDirectError::TooFar { offset, most_bytes } => {
+                Refusal::of(Code::OutOfRange, ErrorReason::AddressOverflow, &error)
+                    .with("offset", offset)
+                    .with("most_bytes", most_bytes)
+            }
             MapDirectError::NoRoom(no_room) => no_room.into(),
         }
     }
@@ -263,11 +277,7 @@ mod tests {
                 ErrorReason::ReadOnly,
             ),
             (
-                NoRoom {
-                    used_bytes: 1,
-                    limit_bytes: 2,
-                }
-                .into(),
+                NoRoom::NoMemory { want: 2, used: 1 }.into(),
                 Code::ResourceExhausted,
                 ErrorReason::NoMemory,
             ),
