@@ -51,10 +51,13 @@ pub const USERS_WITH_ANSWERS: usize = 256;
 pub const TABLE_STREAMS_PER_USER: u32 = 8;
 /// Tables that all users together may stream in at a time; the next one waits.
 pub const TABLE_STREAMS: usize = 16;
-/// Bytes of one domain's page table, in nodes of 4 KiB: address space, of which only what is used is
+/// Bytes of one domain's page table beside what its apertures need, in nodes of 4 KiB: address space, of which only what is used is
 /// memory. Enough for a million neighbouring pages and for the 65,536 mappings of the default quota,
 /// unless more than 16,000 of them each lie alone in 2 MiB of the address space.
 pub const TABLE_BYTES_PER_DOMAIN: u64 = 64 << 20;
+/// Bytes of a page table that are the domain's own; what it grows by beyond them counts in the
+/// daemon's budget of bytes.
+pub const TABLE_BYTES_UNCOUNTED: u64 = 64 << 10;
 /// Bytes of a domain's id.
 pub const DOMAIN_ID_BYTES: usize = 63;
 

@@ -3,6 +3,9 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use domain_core::iotlb::Allowance;
+use domain_core::limits::TABLE_BYTES_UNCOUNTED;
+
 /// How many bytes of regions the daemon may hold. Clones share the count.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget(Arc<Shared>);
@@ -19,6 +22,44 @@ struct Shared {
 pub(crate) struct Share {
     budget: Budget,
     bytes: u64,
+}
+
+/// What a domain's page table takes of the budget: what it has grown to beyond
+/// its first bytes.
+#[derive(Debug)]
+pub(crate) struct TableShare(Mutex<Share>);
+
+impl TableShare {
+    pub(crate) fn new(budget: &Budget) -> TableShare {
+        TableShare(Mutex::new(Share {
+            budget: budget.clone(),
+            bytes: 0,
+        }))
+    }
+}
+
+impl Allowance for TableShare {
+    fn allow(&self, total_bytes: u64) -> bool {
+        let mut share = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        share.resize(total_bytes.saturating_sub(TABLE_BYTES_UNCOUNTED))
+    }
+}
+
+impl Share {
+    /// Makes it so many bytes, if the budget allows it.
+    fn resize(&mut self, bytes: u64) -> bool {
+        let mut used = self.budget.lock();
+        let others = *used - self.bytes;
+        let sum = others.checked_add(bytes);
+        let Some(sum) = sum.filter(|sum| bytes <= self.bytes || *sum <= self.budget.limit_bytes())
+        else {
+            return false;
+        };
+        *used = sum;
+        drop(used);
+        self.bytes = bytes;
+        true
+    }
 }
 
 /// The budget does not allow it.
@@ -100,5 +141,22 @@ mod tests {
         drop(share);
         assert_eq!(budget.used_bytes(), 0);
         assert!(budget.take(100).is_ok());
+    }
+
+    #[test]
+    fn a_table_counts_for_what_it_has_grown_to() {
+        const FREE: u64 = TABLE_BYTES_UNCOUNTED;
+        let budget = Budget::new(100);
+        let table = TableShare::new(&budget);
+        assert!(table.allow(FREE));
+        assert_eq!(budget.used_bytes(), 0);
+        assert!(table.allow(FREE + 60) && table.allow(FREE + 70));
+        assert_eq!(budget.used_bytes(), 70);
+        let regions = budget.take(30).unwrap();
+        assert!(!table.allow(FREE + 71));
+        assert!(table.allow(FREE + 40));
+        assert_eq!(budget.used_bytes(), 70);
+        drop((table, regions));
+        assert_eq!(budget.used_bytes(), 0);
     }
 }

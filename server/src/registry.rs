@@ -18,7 +18,7 @@ use domaind_proto::v1::{EndReason, ErrorReason, Refusal};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tonic::Code;
 
-use crate::budget::{Budget, OverBudget};
+use crate::budget::{Budget, OverBudget, TableShare};
 use crate::hosted::{Hosted, now_unix_ms};
 use crate::live::{End, Live, Token};
 use crate::peer::Peer;
@@ -155,7 +155,8 @@ impl Registry {
         self.check_room(owner_uid, &plan.id)?;
         let share = self.budget.take(plan.layout.region_bytes())?;
         let (id, scrub_with) = (plan.id.as_str(), self.scrub_with);
-        let core = Domain::create(id, plan.layout, plan.settings, scrub_with)?;
+        let table = Arc::new(TableShare::new(&self.budget));
+        let core = Domain::create_within(id, plan.layout, plan.settings, scrub_with, Some(table))?;
         let hosted = Arc::new(Hosted {
             uid: random_hex().map_err(CreateError::Randomness)?,
             id: plan.id,

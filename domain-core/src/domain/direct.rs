@@ -350,10 +350,29 @@ impl State {
         if let Some(Entry { range, .. }) = foreign {
             return Err(UnmapDirectError::NotYours { range: *range });
         }
-        for entry in doomed {
-            self.remove_direct(entry.range.start());
-        }
+        self.take_out(doomed.iter().map(|entry| entry.range.start()));
         Ok(Removed::of(doomed.iter()))
+    }
+
+    /// Removes the direct mappings that start there, in one generation.
+    fn take_out(&mut self, starts: impl Iterator<Item = Iova>) {
+        let removed = self.iotlb.remove_all(starts);
+        if removed.is_empty() {
+            return;
+        }
+        self.reclaim();
+        for entry in &removed {
+            self.count_direct(entry.target.region, -1);
+        }
+        if removed.len() > REFILL_ABOVE {
+            let entries = self.iotlb.direct_entries();
+            self.space.refill(entries.map(|entry| entry.range));
+        } else {
+            removed
+                .iter()
+                .for_each(|entry| self.space.give(entry.range));
+        }
+        self.direct_generation = self.iotlb.generation();
     }
 
     fn is_mine(&self, actor: Actor, entry: &Entry) -> bool {
@@ -483,9 +502,7 @@ impl State {
         let entries = self.iotlb.direct_entries();
         let doomed = entries.filter(|entry| regions.contains(&entry.target.region));
         let doomed: Vec<_> = doomed.map(|entry| entry.range.start()).collect();
-        for start in doomed {
-            self.remove_direct(start);
-        }
+        self.take_out(doomed.into_iter());
     }
 
     /// Ends all streaming mappings; answers how many there were, and the keys

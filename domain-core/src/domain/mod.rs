@@ -19,12 +19,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use self::direct::{Behind, ResetError, Translated, TranslationError};
 use self::state::{DrainJob, State};
 use self::transit::{Draining, Reservation, Syncing};
-use crate::addr::Iova;
+use crate::addr::{Iova, IovaRange};
 use crate::alloc::IovaAllocator;
 use crate::aperture::{Aperture, ScrubWith};
 use crate::batch::{BatchMode, BatchResult, advance, settle};
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
-use crate::iotlb::{Iotlb, RegionWords};
+use crate::iotlb::{Allowance, Iotlb, RegionWords};
 use crate::layout::{ApertureKind, Layout};
 use crate::limits::{Quota, QuotaExceeded, Quotas, TABLE_BYTES_PER_DOMAIN};
 use crate::mapping::{MappingFilter, MappingId, MappingView};
@@ -162,6 +162,21 @@ impl Domain {
         settings: Settings,
         scrub_with: ScrubWith,
     ) -> Result<Domain, CreateError> {
+        Domain::create_within(name, layout, settings, scrub_with, None)
+    }
+
+    /// As [`create`](Domain::create), asking somebody before the page table
+    /// gets more memory.
+    ///
+    /// # Errors
+    /// As [`create`](Domain::create).
+    pub fn create_within(
+        name: &str,
+        layout: Layout,
+        settings: Settings,
+        scrub_with: ScrubWith,
+        allowance: Option<Arc<dyn Allowance>>,
+    ) -> Result<Domain, CreateError> {
         let Settings {
             quotas,
             scrub,
@@ -187,7 +202,7 @@ impl Domain {
                 closed: false,
                 quotas,
                 scrub,
-                iotlb: new_iotlb(name, &layout)?,
+                iotlb: new_iotlb(name, &layout, allowance)?,
                 bounce_iovas: iovas(ApertureKind::Bounce),
                 coherent_iovas: iovas(ApertureKind::Coherent),
                 held: BTreeMap::new(),
@@ -244,13 +259,28 @@ impl Domain {
 }
 
 /// An empty table in memory of its own, which shows in `/proc` as `domaind:{domain}:iotlb`.
-fn new_iotlb(name: &str, layout: &Layout) -> Result<Iotlb<RegionWords>, RegionError> {
-    let words = RegionWords::create(&format!("domaind:{name}:iotlb"), TABLE_BYTES_PER_DOMAIN)?;
+fn new_iotlb(
+    name: &str,
+    layout: &Layout,
+    allowance: Option<Arc<dyn Allowance>>,
+) -> Result<Iotlb<RegionWords>, RegionError> {
+    let most_bytes = TABLE_BYTES_PER_DOMAIN + table_bytes(layout);
+    let words = RegionWords::create(&format!("domaind:{name}:iotlb"), most_bytes, allowance)?;
     let table = Iotlb::new(words, layout.granule(), layout.apertures());
     // Of two causes only this one is left: that it has room for two nodes is above.
     table.map_err(|_| RegionError::NoMemory {
         want_bytes: TABLE_BYTES_PER_DOMAIN,
     })
+}
+
+/// Bytes of the page table of full apertures: a word a granule, in nodes of 4
+/// KiB, and less than a hundredth more for the levels above.
+fn table_bytes(layout: &Layout) -> u64 {
+    const NODE_BYTES: u64 = 4096;
+    let bytes = layout.apertures().and_then(IovaRange::len_bytes);
+    let granules = bytes.unwrap_or(0) >> layout.granule().shift();
+    let leaves = granules.div_ceil(512) + 1;
+    (leaves + leaves.div_ceil(100) + 4) * NODE_BYTES
 }
 
 /// Sessions and the memory they register.

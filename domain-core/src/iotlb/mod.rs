@@ -34,7 +34,7 @@ pub use self::direct::{BuildError, DirectTable, Replaced};
 pub use self::entry::{Entry, Overlap, Piece, RegionId, Target, TranslateError};
 pub use self::nodes::{NoRoom, TableUsage};
 pub use self::walker::{HeaderError, Hit, Walker};
-pub use self::words::{HeapWords, LoadWord, NoMemory, RegionWords, WordSource, Words};
+pub use self::words::{Allowance, HeapWords, LoadWord, NoMemory, RegionWords, WordSource, Words};
 
 use self::format::OFFSET_GRANULES;
 use self::ordered::Ordered;

@@ -1,5 +1,7 @@
 //! The memory that a page table is written into.
 
+use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::region::{Grant, RegionError, SharedCell, SharedWords, SparseRegion};
@@ -82,19 +84,38 @@ impl Words for HeapWords {
     }
 }
 
+/// Asked before a table gets more memory: past a cgroup's limit the kernel's answer is a kill and not
+/// an error, so somebody has to count.
+pub trait Allowance: fmt::Debug + Send + Sync {
+    /// May the table have so many bytes in all? What was allowed before is given back by allowing
+    /// less, which is never refused.
+    fn allow(&self, total_bytes: u64) -> bool;
+}
+
 /// Words in a memfd that can be granted to readers in other processes. Only this process can write
 /// them.
 #[derive(Debug)]
-pub struct RegionWords(SparseRegion);
+pub struct RegionWords {
+    region: SparseRegion,
+    /// `None`: as much as there is room for.
+    allowance: Option<Arc<dyn Allowance>>,
+}
 
 impl RegionWords {
-    /// Room for `most_bytes`, a positive multiple of 4 KiB; memory only as it is needed. `name`
-    /// shows in `/proc` only.
+    /// Room for `most_bytes`, a positive multiple of 4 KiB; memory only as it is needed and
+    /// allowed. `name` shows in `/proc` only.
     ///
     /// # Errors
     /// [`RegionError`]; nothing is left behind.
-    pub fn create(name: &str, most_bytes: u64) -> Result<RegionWords, RegionError> {
-        SparseRegion::create(name, most_bytes).map(RegionWords)
+    pub fn create(
+        name: &str,
+        most_bytes: u64,
+        allowance: Option<Arc<dyn Allowance>>,
+    ) -> Result<RegionWords, RegionError> {
+        Ok(RegionWords {
+            region: SparseRegion::create(name, most_bytes)?,
+            allowance,
+        })
     }
 
     /// Opens the memory once more, read-only, for one reader.
@@ -102,13 +123,13 @@ impl RegionWords {
     /// # Errors
     /// [`RegionError::Reopen`], without `/proc` or without a free descriptor.
     pub fn grant(&self) -> Result<Grant, RegionError> {
-        self.0.grant()
+        self.region.grant()
     }
 
     /// Bytes that a reader maps.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
-        self.0.len_bytes()
+        self.region.len_bytes()
     }
 }
 
@@ -117,7 +138,7 @@ impl WordSource for RegionWords {
 
     #[inline]
     fn words(&self) -> &[SharedCell] {
-        self.0.words().cells()
+        self.region.words().cells()
     }
 }
 
@@ -131,7 +152,7 @@ impl LoadWord for SharedCell {
 impl Words for RegionWords {
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.0
+        self.region
             .words()
             .word_mut(index)
             .expect("the table stays inside its memory")
@@ -140,8 +161,20 @@ impl Words for RegionWords {
 
     fn back(&self, count: usize) -> Result<(), NoMemory> {
         let want_bytes = (count as u64).saturating_mul(8);
+        let no_memory = NoMemory { want_bytes };
+        let before = self.region.backed_bytes();
+        if want_bytes <= before {
+            return Ok(());
+        }
+        let allow = |bytes| self.allowance.as_ref().is_none_or(|all| all.allow(bytes));
+        if !allow(want_bytes) {
+            return Err(no_memory);
+        }
         // Whatever the kernel's reason was: there is no memory, and nothing has changed.
-        self.0.back(want_bytes).map_err(|_| NoMemory { want_bytes })
+        self.region.back(want_bytes).map_err(|_| {
+            allow(before);
+            no_memory
+        })
     }
 }
 

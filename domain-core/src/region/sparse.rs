@@ -69,6 +69,11 @@ impl SparseRegion {
         Ok(())
     }
 
+    /// How many of its first bytes have pages.
+    pub fn backed_bytes(&self) -> u64 {
+        self.backed_bytes.load(Ordering::Relaxed)
+    }
+
     /// Opens the memory once more, read-only, for one client: see
     /// [`Region::grant`](super::Region::grant). Nobody can write through it, whatever their rights.
     ///

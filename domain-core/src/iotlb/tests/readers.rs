@@ -52,7 +52,7 @@ fn against_readers(
 
 /// Little memory, so that nodes are soon used again.
 fn shared(nodes: u64) -> Iotlb<RegionWords> {
-    let words = RegionWords::create("readers", (nodes + 1) * 4096).unwrap();
+    let words = RegionWords::create("readers", (nodes + 1) * 4096, None).unwrap();
     Iotlb::new(words, Granule::Size4K, Some(granules(0, APERTURES))).unwrap()
 }
 

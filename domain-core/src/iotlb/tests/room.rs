@@ -212,7 +212,7 @@ fn a_reader_in_a_replaced_table_still_finds_all_of_it() {
 
 #[test]
 fn an_idle_table_costs_a_few_pages() {
-    let words = RegionWords::create("idle", 64 << 20).unwrap();
+    let words = RegionWords::create("idle", 64 << 20, None).unwrap();
     let apertures = bytes(0, 128 << 20);
     let iotlb = Iotlb::new(words, Granule::Size4K, Some(apertures)).unwrap();
     assert!(iotlb.table_usage().backed_bytes <= 32 << 10);

@@ -140,7 +140,7 @@ impl Table for IotlbTable {
     type Found = Hit;
 
     fn build(mappings: &[Mapping]) -> IotlbTable {
-        let words = RegionWords::create("compare", TABLE_BYTES_PER_DOMAIN).expect("a memfd");
+        let words = RegionWords::create("compare", TABLE_BYTES_PER_DOMAIN, None).expect("a memfd");
         let apertures = IovaRange::from_len(Iova::new(0), 2 * DEFAULT_APERTURE_BYTES);
         let iotlb = Iotlb::new(words, Granule::Size4K, apertures.ok()).expect("there is room");
         let walker = iotlb.walker();
