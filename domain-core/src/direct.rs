@@ -209,6 +209,10 @@ impl DirectMapping {
         granule: Granule,
         memories: &BTreeMap<MemoryId, Result<MemoryFacts, MemoryMissing>>,
     ) -> Result<Entry, MapDirectError> {
+        let len_bytes = self.range.len_bytes().unwrap_or(u64::MAX);
+        if len_bytes >= 1 << 63 {
+            return Err(MapDirectError::TooLong { len_bytes });
+        }
         // Not the length: of the whole space it is 2^64.
         let end = self.range.last().get().wrapping_add(1);
         let numbers = [
@@ -220,7 +224,6 @@ impl DirectMapping {
         let facts = memories[&self.memory]
             .as_ref()
             .map_err(|missing| *missing)?;
-        let len_bytes = self.range.len_bytes().unwrap_or(u64::MAX);
         facts.entry(self, len_bytes)
     }
 }
