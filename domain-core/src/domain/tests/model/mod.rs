@@ -112,6 +112,23 @@ fn settled<T>(
     }
 }
 
+/// Takes each entry a step further. Behind the first failure of an all-or-nothing
+/// batch nothing is done.
+fn stepped<T, U>(
+    mode: BatchMode,
+    entries: Vec<Result<T, String>>,
+    mut step: impl FnMut(T) -> Result<U, String>,
+) -> Result<Vec<Result<U, String>>, String> {
+    let mut answers = Vec::new();
+    for entry in entries {
+        answers.push(entry.and_then(&mut step));
+        if mode == BatchMode::AllOrNothing && answers.last().is_some_and(Result::is_err) {
+            break;
+        }
+    }
+    settled(mode, answers)
+}
+
 /// The real answers in the model's terms.
 fn heard<T, U, E: std::fmt::Debug>(
     answers: BatchResult<T, E>,
@@ -631,10 +648,9 @@ impl Model {
         });
         let checked = checked.collect();
         let expected = settled(mode, checked).and_then(|checked| {
-            let copied = checked
-                .into_iter()
-                .map(|entry| entry.and_then(|(end, back)| self.copy_back(session, end, back)));
-            settled(mode, copied.collect())
+            stepped(mode, checked, |(end, back)| {
+                self.copy_back(session, end, back)
+            })
         });
 
         let answers = self.domain.unmap(session, &ends, mode);
@@ -715,12 +731,8 @@ impl Model {
             Ok((*part, spec))
         });
         let checked = checked.collect();
-        let expected = settled(mode, checked).and_then(|checked| {
-            let copied = checked
-                .into_iter()
-                .map(|entry| entry.and_then(|(part, spec)| self.copy_part(part, spec)));
-            settled(mode, copied.collect())
-        });
+        let expected = settled(mode, checked)
+            .and_then(|checked| stepped(mode, checked, |(part, spec)| self.copy_part(part, spec)));
 
         let answers = self.domain.sync(session, &parts, mode);
         assert_eq!(heard(answers, |()| ()), expected, "{parts:?}");
