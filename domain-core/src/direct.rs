@@ -152,7 +152,7 @@ pub struct TableSet {
 pub enum SetMapError {
     #[error(transparent)]
     Denied(#[from] Denied),
-    #[error("the table has changed in generation {current}, after {expected}")]
+    #[error("the table is that of generation {current}, not of {expected}")]
     Stale { expected: u64, current: u64 },
     #[error("the quota of {limit} direct mappings does not allow {asked}")]
     TooMany { asked: usize, limit: u32 },

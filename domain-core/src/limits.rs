@@ -48,9 +48,24 @@ pub const ANSWER_BYTES_PER_CALLER: usize = 256 << 10;
 pub const USERS_WITH_ANSWERS: usize = 256;
 /// Tables that one user may stream in at a time. The largest takes 64 MiB while
 /// it grows, one of the default quota 8 MiB.
-pub const TABLE_STREAMS_PER_USER: u32 = 8;
+pub const TABLE_STREAMS_PER_USER: usize = 4;
 /// Tables that all users together may stream in at a time; the next one waits.
-pub const TABLE_STREAMS: usize = 16;
+/// More than a few users can fill.
+pub const TABLE_STREAMS: usize = 32;
+/// Entries of a SetMap in one request. One of 16 bytes each fills
+/// [`REQUEST_BYTES`]; empty ones of 2 bytes would become 20 times as much when
+/// they are decoded.
+pub const TABLE_ENTRIES_PER_REQUEST: usize = 16_384;
+/// Large calls that one user may have under way, those that wait included: each
+/// holds its request, decoded. Those are large that walk a direct table or an
+/// aperture: UnmapDirect, SetMap, StreamSetMap, ClearMap and ResetBounce.
+pub const LARGE_CALLS_WAITING_PER_USER: usize = 64;
+/// Large calls of one user that run at a time: while one waits for its domain's
+/// lock the other can work.
+pub const LARGE_CALLS_PER_USER: usize = 2;
+/// Large calls of all users together that run at a time; each takes a thread
+/// that may block, of which other calls need some, too.
+pub const LARGE_CALLS: usize = 8;
 /// Bytes of one domain's page table beside what its apertures need, in nodes of 4 KiB: address space, of which only what is used is
 /// memory. Enough for a million neighbouring pages and for the 65,536 mappings of the default quota,
 /// unless more than 16,000 of them each lie alone in 2 MiB of the address space.

@@ -9,7 +9,7 @@ use domain_core::batch::BatchMode;
 use domain_core::coherent::{Allocated, CoherentSpec};
 use domain_core::domain::{Scrub, Usage};
 use domain_core::layout::{ApertureKind, LayoutSpec};
-use domain_core::limits::{BATCH_ENTRIES, Quotas, REQUEST_ID_BYTES};
+use domain_core::limits::{BATCH_ENTRIES, Quotas, REQUEST_ID_BYTES, TABLE_ENTRIES_PER_REQUEST};
 use domain_core::mapping::{
     MappingFilter, MappingId, MappingKind, MappingView, Phase, Source, ViewKind,
 };
@@ -19,7 +19,7 @@ use domain_core::region::{Access, Backing};
 use domain_core::session::{Role, SessionId};
 use domain_core::streaming::{MapSpec, Mapped, SyncSpec, SyncTarget, UnmapSpec};
 
-pub use self::direct::{batch_ranges, direct_mapping, direct_mappings, direct_spec};
+pub use self::direct::{batch_ranges, direct_mapping, direct_mappings, direct_spec, table_size};
 pub use self::settings::{change, settings};
 use crate::names::session_name;
 use crate::v1;
@@ -50,6 +50,15 @@ pub enum Malformed {
     Granule { granule_bytes: u64 },
     #[error("{entries} entries; a batch has 1 to {BATCH_ENTRIES}")]
     BatchSize { entries: usize },
+    #[error(
+        "{entries} entries; a SetMap has at most {TABLE_ENTRIES_PER_REQUEST}, for more there is StreamSetMap"
+    )]
+    TableSize { entries: usize },
+    #[error("{one} and {other} exclude each other")]
+    Exclusive {
+        one: &'static str,
+        other: &'static str,
+    },
     #[error("a quota of {asked} {quota}; there may be {most}")]
     Quota {
         quota: &'static str,

@@ -16,7 +16,9 @@ use domain_core::batch::BatchError;
 use domain_core::coherent::{AllocCoherentError, FreeCoherentError};
 use domain_core::domain::{CreateError, InUse, UpdateError};
 use domain_core::layout::LayoutError;
-use domain_core::limits::{BATCH_ENTRIES, Quota, QuotaExceeded, REQUEST_ID_BYTES};
+use domain_core::limits::{
+    BATCH_ENTRIES, Quota, QuotaExceeded, REQUEST_ID_BYTES, TABLE_ENTRIES_PER_REQUEST,
+};
 use domain_core::mapping::MappingMissing;
 use domain_core::memory::{MemoryMissing, RegisterError, UnregisterError};
 use domain_core::region::{MemoryRefused, RegionError, SpanError};
@@ -195,6 +197,12 @@ impl From<Malformed> for Refusal {
             Malformed::BatchSize { entries } => malformed()
                 .with("entries", entries)
                 .with("most", BATCH_ENTRIES),
+            Malformed::TableSize { entries } => malformed()
+                .with("entries", entries)
+                .with("most", TABLE_ENTRIES_PER_REQUEST),
+            Malformed::Exclusive { one, other } => {
+                malformed().with("field", one).with("other_field", other)
+            }
             Malformed::Quota { quota, asked, most } => malformed()
                 .with("quota", quota)
                 .with("asked", asked)

@@ -19,8 +19,9 @@ use crate::accept::{Acceptor, Seats};
 use crate::config::Config;
 use crate::fdsock::FdSocket;
 use crate::features::Features;
-use crate::grpc::{self, Identity, Services, TableSeats};
+use crate::grpc::{self, Identity, Queues, Services};
 use crate::hosted::now_unix_ms;
+use crate::queue::Queue;
 use crate::registry::{Door, Registry};
 use crate::sockets::{Bound, Claim, SocketError};
 
@@ -96,7 +97,10 @@ impl Daemon {
         let services = Services {
             registry,
             policy,
-            tables: TableSeats::new(),
+            queues: Queues {
+                large_calls: Queue::of_large_calls(),
+                table_streams: Queue::of_table_streams(),
+            },
             identity: Arc::clone(&identity),
             health,
         };

@@ -28,6 +28,10 @@ pub(crate) struct Hosted {
 impl Hosted {
     pub(crate) fn view(&self) -> v1::Domain {
         let usage = self.core.usage();
+        let (layout, settings) = (self.core.layout(), self.core.settings());
+        // Of the same moment as the settings, which asking the core again is not.
+        let direct_ranges = settings.restrictions.plan(layout);
+        let direct_ranges = direct_ranges.expect("they are in force in this layout");
         v1::Domain {
             uid: self.uid.clone(),
             owner_uid: self.owner_uid,
@@ -36,12 +40,7 @@ impl Hosted {
             max_mapping_bytes: usage.bounce.largest_hole_bytes,
             generation: usage.generation,
             direct_generation: usage.direct_generation,
-            ..planned(
-                &self.id,
-                self.core.layout(),
-                &self.core.settings(),
-                &self.core.direct_ranges(),
-            )
+            ..planned(&self.id, layout, &settings, &direct_ranges)
         }
     }
 }

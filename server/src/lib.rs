@@ -17,6 +17,7 @@
 //! | `live` | one attached session: its secret, its peer, its end |
 //! | `replay` | repeated requests: one effect and one answer |
 //! | `budget` | bytes of regions, counted before the kernel is asked |
+//! | `queue` | costly calls, few at a time of one user and of all |
 //! | `offload` | work that may block, off the runtime's workers |
 //! | `fdsock` | the protocol of the fd socket |
 //! | `grpc` | the services, one file each |
@@ -34,6 +35,7 @@ pub mod logging;
 mod offload;
 mod peer;
 mod proc;
+mod queue;
 mod registry;
 mod replay;
 mod rights;

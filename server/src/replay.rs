@@ -264,15 +264,26 @@ impl Users {
         who: Principal,
         request: &impl Repeatable,
     ) -> Result<Turn, Refusal> {
-        match request.request_id() {
-            "" => Ok(Turn::Unnamed),
-            _ => self.answers(who).turn(request).await,
+        let fingerprint = || Fingerprinting::new(request).finish();
+        self.turn_of(who, request.request_id(), fingerprint).await
+    }
+
+    /// As [`Answers::turn_of`], for a user. Only an id that is one makes room.
+    pub(crate) async fn turn_of(
+        &self,
+        who: Principal,
+        id: &str,
+        fingerprint: impl FnOnce() -> Fingerprint,
+    ) -> Result<Turn, Refusal> {
+        match convert::request_id(id)? {
+            None => Ok(Turn::Unnamed),
+            Some(id) => self.answers(who).turn_of(id, fingerprint).await,
         }
     }
 
     /// The answers of a user. Makes room for them by forgetting those of the
     /// user that was not seen for longest, of all that have nothing under way.
-    pub(crate) fn answers(&self, who: Principal) -> Arc<Answers> {
+    fn answers(&self, who: Principal) -> Arc<Answers> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.clock += 1;
         let last_seen = kept.clock;
@@ -594,6 +605,12 @@ mod tests {
         // Who names no request takes no place.
         let unnamed = users.turn(user(9999), &request("", 1)).await.unwrap();
         assert!(matches!(unnamed, Turn::Unnamed) && !known(9999));
+        let print = || Fingerprinting::new(&request("", 1)).finish();
+        let in_pieces = users.turn_of(user(9999), "", print).await.unwrap();
+        assert!(matches!(in_pieces, Turn::Unnamed) && !known(9999));
+        let too_long = users.turn(user(9999), &request(&"x".repeat(65), 1)).await;
+        assert!(too_long.is_err() && !known(9999));
+        assert_eq!((known(0), known(2)), (true, true));
         drop(busy);
     }
 

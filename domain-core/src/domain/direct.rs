@@ -409,7 +409,9 @@ impl State {
     ) -> Result<(), SetMapError> {
         self.may_act(actor)?;
         let current = self.direct_generation;
-        if let Some(expected) = expected_generation.filter(|expected| *expected < current) {
+        // One that is still to come is of another daemon's life.
+        let unchanged = current..=self.iotlb.generation();
+        if let Some(expected) = expected_generation.filter(|at| !unchanged.contains(at)) {
             return Err(SetMapError::Stale { expected, current });
         }
         let limit = self.quotas.direct;

@@ -5,7 +5,7 @@ use domain_core::batch::BatchError;
 use domain_core::direct::{DirectMapping, DirectSpec, Placement, Removed, TableSet};
 use domain_core::domain::{Behind, Translated};
 use domain_core::layout::ApertureKind;
-use domain_core::limits::BATCH_ENTRIES;
+use domain_core::limits::{BATCH_ENTRIES, TABLE_ENTRIES_PER_REQUEST};
 use domain_core::mapping::MappingKind;
 use domain_core::memory::MemoryId;
 
@@ -15,22 +15,29 @@ use crate::v1;
 /// One piece of registered memory to enter.
 ///
 /// # Errors
-/// [`Malformed::UnknownPerm`].
+/// [`Malformed::UnknownPerm`], and [`Malformed::Exclusive`] for an iova with what
+/// is for choosing one.
 pub fn direct_spec(entry: &v1::MapDirectEntry) -> Result<DirectSpec, Malformed> {
-    let placement = match entry.iova {
-        Some(iova) => Placement::At(Iova::new(iova)),
-        None => Placement::Anywhere {
-            align_bytes: entry.align_bytes,
-            limit: entry.limit.map(Iova::new),
-        },
-    };
     Ok(DirectSpec {
         memory: MemoryId::new(entry.memory_id),
         offset: entry.offset,
         len_bytes: entry.len_bytes,
         perm: perm(entry.perm)?,
-        placement,
+        placement: placement(entry)?,
     })
+}
+
+fn placement(entry: &v1::MapDirectEntry) -> Result<Placement, Malformed> {
+    let exclusive = |other| Malformed::Exclusive { one: "iova", other };
+    match (entry.iova, entry.align_bytes, entry.limit) {
+        (Some(_), 1.., _) => Err(exclusive("align_bytes")),
+        (Some(_), _, Some(_)) => Err(exclusive("limit")),
+        (Some(iova), 0, None) => Ok(Placement::At(Iova::new(iova))),
+        (None, align_bytes, limit) => Ok(Placement::Anywhere {
+            align_bytes,
+            limit: limit.map(Iova::new),
+        }),
+    }
 }
 
 /// One entry of a direct table.
@@ -58,6 +65,17 @@ pub fn direct_mappings(
     let numbered = (first..).zip(wire);
     let parse = |(index, entry)| direct_mapping(entry).map_err(|error| BatchError { index, error });
     numbered.map(parse).collect()
+}
+
+/// Checks how many entries a direct table in one request has.
+///
+/// # Errors
+/// [`Malformed::TableSize`] for too many.
+pub fn table_size(entries: usize) -> Result<(), Malformed> {
+    if entries > TABLE_ENTRIES_PER_REQUEST {
+        return Err(Malformed::TableSize { entries });
+    }
+    Ok(())
 }
 
 /// The ranges of a request that names 1 to 1024.
@@ -208,6 +226,47 @@ mod tests {
             let wire = v1::DirectMapping::from(&mapping);
             assert_eq!(direct_mapping(&wire), Ok(mapping));
         }
+    }
+
+    #[test]
+    fn an_iova_with_what_is_for_choosing_one_is_refused() {
+        let at = v1::MapDirectEntry {
+            iova: Some(0),
+            perm: v1::Perm::Read.into(),
+            ..v1::MapDirectEntry::default()
+        };
+        assert!(direct_spec(&at).is_ok());
+        for (align_bytes, limit, other) in [
+            (0, Some(0), "limit"),
+            (1, None, "align_bytes"),
+            (4096, Some(u64::MAX), "align_bytes"),
+        ] {
+            let both = v1::MapDirectEntry {
+                align_bytes,
+                limit,
+                ..at
+            };
+            let refused = direct_spec(&both).unwrap_err();
+            let expected = Malformed::Exclusive { one: "iova", other };
+            assert_eq!(refused, expected);
+            let refusal = v1::Refusal::from(refused);
+            assert_eq!(refusal.reason(), v1::ErrorReason::Malformed);
+            assert_eq!(refusal.metadata["field"], "iova");
+            assert_eq!(refusal.metadata["other_field"], other);
+        }
+    }
+
+    #[test]
+    fn a_table_in_one_request_has_so_many_entries_and_no_more() {
+        assert_eq!(table_size(0), Ok(()));
+        assert_eq!(table_size(TABLE_ENTRIES_PER_REQUEST), Ok(()));
+        let refused = table_size(TABLE_ENTRIES_PER_REQUEST + 1).unwrap_err();
+        let refusal = v1::Refusal::from(refused);
+        assert_eq!(refusal.grpc_code(), tonic::Code::InvalidArgument);
+        assert_eq!(refusal.reason(), v1::ErrorReason::Malformed);
+        assert_eq!(refusal.metadata["entries"], "16385");
+        assert_eq!(refusal.metadata["most"], "16384");
+        assert!(refusal.message.contains("StreamSetMap"));
     }
 
     #[test]

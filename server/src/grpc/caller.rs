@@ -13,7 +13,7 @@ use crate::config::Policy;
 use crate::hosted::Hosted;
 use crate::live::{Live, Token};
 use crate::registry::{Missing, Principal, Registry};
-use crate::replay::{Answers, Repeatable, Turn};
+use crate::replay::{Fingerprint, Repeatable, Turn};
 
 /// On whose behalf the request is made.
 pub(crate) fn principal<T>(request: &Request<T>, policy: &Policy) -> Result<Principal, Refusal> {
@@ -95,7 +95,7 @@ impl Agent {
         }
     }
 
-    /// See [`Answers::turn`].
+    /// See [`Answers::turn`](crate::replay::Answers::turn).
     pub(crate) async fn turn(&self, request: &impl Repeatable) -> Result<Turn, Refusal> {
         match &self.who {
             Who::Session(live) => live.answers.turn(request).await,
@@ -103,11 +103,15 @@ impl Agent {
         }
     }
 
-    /// What this caller was answered.
-    pub(crate) fn answers(&self) -> Arc<Answers> {
+    /// See [`Answers::turn_of`](crate::replay::Answers::turn_of).
+    pub(crate) async fn turn_of(
+        &self,
+        id: &str,
+        fingerprint: impl FnOnce() -> Fingerprint,
+    ) -> Result<Turn, Refusal> {
         match &self.who {
-            Who::Session(live) => Arc::clone(&live.answers),
-            Who::Owner(who) => self.registry.users.answers(*who),
+            Who::Session(live) => live.answers.turn_of(id, fingerprint).await,
+            Who::Owner(who) => self.registry.users.turn_of(*who, id, fingerprint).await,
         }
     }
 

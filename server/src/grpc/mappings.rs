@@ -4,17 +4,17 @@
 
 use std::sync::Arc;
 
-use domaind_proto::Message;
 use domaind_proto::v1::mapping_service_server::MappingService;
 use domaind_proto::v1::{self, Refusal};
+use domaind_proto::{Message, convert};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::{Agent, session};
-use super::table::{self, TableSeats};
-use super::{bounced, direct, translation};
+use super::{bounced, direct, table, translation};
 use crate::config::Policy;
 use crate::live::Live;
 use crate::offload::off_worker;
+use crate::queue::{Queue, Queued};
 use crate::registry::Registry;
 use crate::replay::{Repeatable, Turn};
 
@@ -22,7 +22,14 @@ use crate::replay::{Repeatable, Turn};
 pub(crate) struct Mappings {
     pub(crate) registry: Arc<Registry>,
     pub(crate) policy: Policy,
-    pub(crate) tables: TableSeats,
+    pub(crate) queues: Queues,
+}
+
+/// Where calls wait that would be too much together.
+#[derive(Clone, Debug)]
+pub(crate) struct Queues {
+    pub(crate) large_calls: Queue,
+    pub(crate) table_streams: Queue,
 }
 
 type Answered<R> = Result<Response<R>, Status>;
@@ -72,13 +79,15 @@ impl MappingService for Mappings {
         &self,
         request: Request<v1::UnmapDirectRequest>,
     ) -> Answered<v1::UnmapDirectResponse> {
-        let (agent, request, turn) = self.for_agent(request).await?;
-        aside(turn, move || direct::unmap(&agent, &request)).await
+        let agent = self.agent(&request)?;
+        self.large(agent, request.into_inner(), direct::unmap).await
     }
 
     async fn set_map(&self, request: Request<v1::SetMapRequest>) -> Answered<v1::SetMapResponse> {
-        let (agent, request, turn) = self.for_agent(request).await?;
-        aside(turn, move || direct::set(&agent, &request)).await
+        let agent = self.agent(&request)?;
+        // What decoded into much more than it was does not wait.
+        convert::table_size(request.get_ref().entries.len()).map_err(Refusal::from)?;
+        self.large(agent, request.into_inner(), direct::set).await
     }
 
     async fn stream_set_map(
@@ -86,16 +95,17 @@ impl MappingService for Mappings {
         request: Request<Streaming<v1::StreamSetMapRequest>>,
     ) -> Answered<v1::StreamSetMapResponse> {
         let agent = self.agent(&request)?;
-        let seat = self.tables.take(agent.uid()).await?;
+        let large = self.queues.large_calls.enter(agent.uid())?;
+        let queued = self.queues.table_streams.enter(agent.uid())?;
         let quota = |header: &v1::SetMapHeader| {
             let (domain, _) = agent.domain(&header.domain)?;
             Ok(domain.core.settings().quotas.direct)
         };
-        let table = table::receive(request.into_inner(), quota).await?;
+        let (table, place) = table::receive(request.into_inner(), quota, queued).await?;
         let id = table.header.request_id.clone();
-        let turn = agent.answers().turn_of(&id, || table.fingerprint).await?;
-        aside(turn, move || {
-            let _seat = seat;
+        let turn = agent.turn_of(&id, || table.fingerprint).await?;
+        aside(large, turn, move || {
+            let _place = place;
             direct::set_streamed(&agent, &table)
         })
         .await
@@ -105,16 +115,17 @@ impl MappingService for Mappings {
         &self,
         request: Request<v1::ClearMapRequest>,
     ) -> Answered<v1::ClearMapResponse> {
-        let (agent, request, turn) = self.for_agent(request).await?;
-        aside(turn, move || direct::clear(&agent, &request)).await
+        let agent = self.agent(&request)?;
+        self.large(agent, request.into_inner(), direct::clear).await
     }
 
     async fn reset_bounce(
         &self,
         request: Request<v1::ResetBounceRequest>,
     ) -> Answered<v1::ResetBounceResponse> {
-        let (agent, request, turn) = self.for_agent(request).await?;
-        aside(turn, move || bounced::reset(&agent, &request)).await
+        let agent = self.agent(&request)?;
+        self.large(agent, request.into_inner(), bounced::reset)
+            .await
     }
 
     async fn translate(
@@ -165,6 +176,19 @@ impl Mappings {
         let turn = agent.turn(&request).await?;
         Ok((agent, request, turn))
     }
+
+    /// Answers a request that is large, or refuses it when its user has too many
+    /// of them: before its turn, because that may mean to wait, too.
+    async fn large<Q: Repeatable + 'static, R: Message + Default + 'static>(
+        &self,
+        agent: Agent,
+        request: Q,
+        work: impl FnOnce(&Agent, &Q) -> Result<R, Refusal> + Send + 'static,
+    ) -> Answered<R> {
+        let queued = self.queues.large_calls.enter(agent.uid())?;
+        let turn = agent.turn(&request).await?;
+        aside(queued, turn, move || work(&agent, &request)).await
+    }
 }
 
 fn answer<R>(done: Result<R, Refusal>) -> Answered<R> {
@@ -172,11 +196,61 @@ fn answer<R>(done: Result<R, Refusal>) -> Answered<R> {
 }
 
 /// What takes as long as a table is large or an aperture is long happens on a
-/// thread that may block, and comes to its end there also when the caller has
-/// gone; who repeats it then gets its answer.
+/// thread that may block, of which it takes its share and no more. There it
+/// comes to its end also when the caller has gone; who repeats it then gets its
+/// answer. A caller that goes before has changed nothing and waits no longer.
 async fn aside<R: Message + Default + 'static>(
+    queued: Queued,
     turn: Turn,
     work: impl FnOnce() -> Result<R, Refusal> + Send + 'static,
 ) -> Answered<R> {
-    answer(off_worker(move || turn.take(work)).await?)
+    let place = queued.place().await;
+    let work = move || {
+        let _place = place;
+        turn.take(work)
+    };
+    answer(off_worker(work).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain_core::limits::LARGE_CALLS_PER_USER;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    fn cleared() -> Result<v1::ClearMapResponse, Refusal> {
+        Ok(v1::ClearMapResponse::default())
+    }
+
+    #[tokio::test]
+    async fn a_large_call_keeps_its_place_until_its_work_is_done_whoever_has_gone() {
+        let queue = Queue::of_large_calls();
+        let enter = |uid| queue.enter(uid).unwrap();
+        let (finish, finished) = std::sync::mpsc::channel::<()>();
+        let finished = Arc::new(std::sync::Mutex::new(finished));
+        let (start, mut started) = tokio::sync::mpsc::unbounded_channel();
+        for _ in 0..LARGE_CALLS_PER_USER {
+            let (start, finished) = (start.clone(), Arc::clone(&finished));
+            let slow = aside(enter(1), Turn::Unnamed, move || {
+                start.send(()).unwrap();
+                finished.lock().unwrap().recv().unwrap();
+                cleared()
+            });
+            let caller = tokio::spawn(slow);
+            started.recv().await.unwrap();
+            caller.abort();
+            assert!(caller.await.unwrap_err().is_cancelled());
+        }
+        let soon = Duration::from_millis(10);
+        let next = aside(enter(1), Turn::Unnamed, cleared);
+        assert!(timeout(soon, next).await.is_err(), "it does not wait");
+        let other = aside(enter(2), Turn::Unnamed, cleared).await;
+        assert!(other.is_ok());
+        for _ in 0..LARGE_CALLS_PER_USER {
+            finish.send(()).unwrap();
+        }
+        let next = aside(enter(1), Turn::Unnamed, cleared).await;
+        assert!(next.is_ok());
+    }
 }

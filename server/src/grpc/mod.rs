@@ -40,8 +40,8 @@ pub(crate) use self::admin::{Admin, Identity};
 use self::deadline::DeadlineLayer;
 use self::domains::Domains;
 use self::mappings::Mappings;
+pub(crate) use self::mappings::Queues;
 use self::sessions::Sessions;
-pub(crate) use self::table::TableSeats;
 use crate::accept::{Acceptor, Connection};
 use crate::config::Policy;
 use crate::registry::{Door, Registry};
@@ -52,7 +52,7 @@ const CALLS_PER_CONNECTION: usize = 64;
 const STREAMS_PER_CONNECTION: u32 = 64;
 /// A call without a deadline of its own is ended then. That is also all the
 /// time that a table has to be streamed in: one of 2^20 entries takes a second
-/// or two, and a client that stalls holds its memory no longer.
+/// or two, and a client that trickles holds its memory no longer.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// Bytes a peer may send ahead on one stream, and on all of one connection.
 const STREAM_WINDOW_BYTES: u32 = 64 << 10;
@@ -74,7 +74,7 @@ const ACCEPTED_AHEAD: usize = 16;
 pub(crate) struct Services {
     pub(crate) registry: Arc<Registry>,
     pub(crate) policy: Policy,
-    pub(crate) tables: TableSeats,
+    pub(crate) queues: Queues,
     pub(crate) identity: Arc<Identity>,
     pub(crate) health: HealthReporter,
 }
@@ -126,7 +126,7 @@ fn routes(services: Services, door: Door) -> tonic::service::Routes {
     let Services {
         registry,
         policy,
-        tables,
+        queues,
         identity,
         health,
     } = services;
@@ -143,7 +143,7 @@ fn routes(services: Services, door: Door) -> tonic::service::Routes {
         MappingServiceServer::new(Mappings {
             registry: Arc::clone(&registry),
             policy,
-            tables,
+            queues,
         })
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES),

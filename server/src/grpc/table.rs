@@ -1,21 +1,26 @@
 //! StreamSetMap: a direct table that comes in pieces.
 //!
 //! What has come is kept parsed, at most as many entries as the domain may have,
-//! for at most as long as any call may take, for at most so many callers. The
-//! domain is not touched before the stream has come to its end.
+//! for at most as long as any call may take, for at most so many callers, none
+//! of which may be silent for long. The domain is not touched before the stream
+//! has come to its end.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use domain_core::direct::{DirectMapping, SetMapError};
-use domain_core::limits::{TABLE_STREAMS, TABLE_STREAMS_PER_USER};
 use domaind_proto::convert;
 use domaind_proto::v1::{self, ErrorReason, Refusal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Status};
 
-use crate::accept::{Seat, Seats};
+use crate::queue::{Place, Queued};
 use crate::replay::{Fingerprint, Fingerprinting};
+
+/// How long a stream may leave us waiting for its next message, or its end: who
+/// says nothing shall not keep a place. Our own clients send a table as fast as
+/// we read it.
+const SILENCE_LIMIT: Duration = Duration::from_secs(3);
 
 /// A table that was streamed in, complete.
 #[derive(Debug)]
@@ -37,32 +42,57 @@ struct Growing {
     is_complete: bool,
 }
 
-/// Reads a whole table. `limit_of` says how many entries its domain may have.
-/// Cancelling drops what has come.
+/// Reads a whole table, and says with which place: it is taken when the first
+/// message has come. `limit_of` says how many entries its domain may have.
+/// Cancelling drops what has come and gives the place back.
 ///
 /// # Errors
-/// A refusal as soon as something is wrong.
+/// A refusal as soon as something is wrong; `DEADLINE_EXCEEDED` for a silence.
 pub(super) async fn receive(
     mut pieces: impl Stream<Item = Result<v1::StreamSetMapRequest, Status>> + Unpin,
     limit_of: impl FnOnce(&v1::SetMapHeader) -> Result<u32, Refusal>,
-) -> Result<Table, Status> {
-    let first = pieces.next().await.transpose()?.unwrap_or_default();
-    let header = first
-        .header
-        .ok_or_else(|| malformed("the first message has no header"))?;
-    convert::request_id(&header.request_id).map_err(Refusal::from)?;
-    let mut growing = Growing::new(limit_of(&header)?, header);
-    growing.add(&first.entries, first.commit)?;
-    while let Some(piece) = pieces.next().await.transpose()? {
+    queued: Queued,
+) -> Result<(Table, Place), Status> {
+    let first = next(&mut pieces).await?.unwrap_or_default();
+    let mut growing = Growing::begin(first, limit_of)?;
+    let place = queued.place().await;
+    while let Some(piece) = next(&mut pieces).await? {
         if piece.header.is_some() {
             return Err(malformed("a second header").into());
         }
         growing.add(&piece.entries, piece.commit)?;
     }
-    Ok(growing.finish()?)
+    Ok((growing.finish()?, place))
+}
+
+/// The next message; `None` at the end. Cancel safe.
+async fn next(
+    pieces: &mut (impl Stream<Item = Result<v1::StreamSetMapRequest, Status>> + Unpin),
+) -> Result<Option<v1::StreamSetMapRequest>, Status> {
+    match timeout(SILENCE_LIMIT, pieces.next()).await {
+        Ok(piece) => piece.transpose(),
+        Err(_) => {
+            let message = format!("the stream said nothing within {SILENCE_LIMIT:?}");
+            Err(Status::deadline_exceeded(message))
+        }
+    }
 }
 
 impl Growing {
+    /// Takes the first message apart, so that only what is parsed of it waits.
+    fn begin(
+        first: v1::StreamSetMapRequest,
+        limit_of: impl FnOnce(&v1::SetMapHeader) -> Result<u32, Refusal>,
+    ) -> Result<Growing, Refusal> {
+        let header = first
+            .header
+            .ok_or_else(|| malformed("the first message has no header"))?;
+        convert::request_id(&header.request_id)?;
+        let mut growing = Growing::new(limit_of(&header)?, header);
+        growing.add(&first.entries, first.commit)?;
+        Ok(growing)
+    }
+
     fn new(limit: u32, header: v1::SetMapHeader) -> Growing {
         let fingerprinting = Fingerprinting::new(&header);
         Growing {
@@ -111,50 +141,17 @@ fn malformed(message: &str) -> Refusal {
     Refusal::because(Code::InvalidArgument, ErrorReason::Malformed, message)
 }
 
-/// How many tables may be on their way at a time. Clones share the count.
-#[derive(Clone, Debug)]
-pub(crate) struct TableSeats {
-    of_users: Seats,
-    all: Arc<Semaphore>,
-}
-
-/// A place for one table.
-#[derive(Debug)]
-pub(super) struct TableSeat {
-    _user: Seat,
-    _all: OwnedSemaphorePermit,
-}
-
-impl TableSeats {
-    pub(crate) fn new() -> TableSeats {
-        TableSeats {
-            of_users: Seats::new(TABLE_STREAMS_PER_USER),
-            all: Arc::new(Semaphore::new(TABLE_STREAMS)),
-        }
-    }
-
-    /// Refuses a user that has too many, and waits its turn among the others.
-    pub(super) async fn take(&self, uid: u32) -> Result<TableSeat, Refusal> {
-        let user = self.of_users.take(uid).ok_or_else(|| {
-            let most = TABLE_STREAMS_PER_USER;
-            let message = format!("user {uid} is streaming {most} tables already");
-            Refusal::because(Code::ResourceExhausted, ErrorReason::QuotaExceeded, message)
-                .with("quota", "table_streams")
-                .with("limit", most)
-                .with("used", most)
-        })?;
-        let all = Arc::clone(&self.all).acquire_owned().await;
-        Ok(TableSeat {
-            _user: user,
-            _all: all.expect("nobody closes it"),
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain_core::limits::DIRECT_PER_DOMAIN;
+    use crate::queue::Queue;
+    use domain_core::limits::{DIRECT_PER_DOMAIN, TABLE_STREAMS, TABLE_STREAMS_PER_USER};
+    use tokio::time::Instant;
+
+    /// The only table that is on its way.
+    fn queued() -> Queued {
+        Queue::of_table_streams().enter(1).unwrap()
+    }
 
     fn header(request_id: &str) -> Option<v1::SetMapHeader> {
         Some(v1::SetMapHeader {
@@ -191,8 +188,10 @@ mod tests {
 
     async fn received(pieces: Vec<v1::StreamSetMapRequest>, limit: u32) -> Result<Table, Refusal> {
         let pieces = tokio_stream::iter(pieces.into_iter().map(Ok));
-        let table = receive(pieces, |_| Ok(limit)).await;
-        table.map_err(|status| Refusal::from_status(&status))
+        let received = receive(pieces, |_| Ok(limit), queued()).await;
+        received
+            .map(|(table, _)| table)
+            .map_err(|status| Refusal::from_status(&status))
     }
 
     #[tokio::test]
@@ -247,14 +246,12 @@ mod tests {
     #[tokio::test]
     async fn what_is_too_much_or_wrong_is_refused_before_the_rest_has_come() {
         // The rest never comes: a stream that is still open.
-        let open = |pieces: Vec<v1::StreamSetMapRequest>| {
-            tokio_stream::iter(pieces.into_iter().map(Ok)).chain(tokio_stream::pending())
-        };
+        let open = silent_after;
         let many = vec![
             piece(header(""), entries(0..3), false),
             piece(None, entries(3..5), false),
         ];
-        let refused = receive(open(many), |_| Ok(4)).await.unwrap_err();
+        let refused = receive(open(many), |_| Ok(4), queued()).await.unwrap_err();
         let refusal = Refusal::from_status(&refused);
         assert_eq!(refusal.reason(), ErrorReason::QuotaExceeded);
         assert_eq!(refusal.metadata["limit"], "4");
@@ -265,29 +262,86 @@ mod tests {
             piece(header(""), entries(0..3), false),
             piece(None, bad, false),
         ];
-        let refused = receive(open(pieces), |_| Ok(9)).await.unwrap_err();
+        let refused = receive(open(pieces), |_| Ok(9), queued())
+            .await
+            .unwrap_err();
         let refusal = Refusal::from_status(&refused);
         assert_eq!(refusal.reason(), ErrorReason::UnknownPerm);
         assert_eq!(refusal.metadata["entry_index"], "4");
 
         let long = piece(header(&"x".repeat(65)), vec![], false);
-        let refused = receive(open(vec![long]), |_| Ok(9)).await.unwrap_err();
+        let refused = receive(open(vec![long]), |_| Ok(9), queued())
+            .await
+            .unwrap_err();
         let refusal = Refusal::from_status(&refused);
         assert_eq!(refusal.reason(), ErrorReason::RequestId);
     }
 
-    #[tokio::test]
-    async fn one_user_cannot_take_all_the_places() {
-        let seats = TableSeats::new();
-        let mut taken = Vec::new();
-        for _ in 0..TABLE_STREAMS_PER_USER {
-            taken.push(seats.take(1).await.unwrap());
+    /// A stream that comes to this and then says nothing.
+    fn silent_after(
+        pieces: Vec<v1::StreamSetMapRequest>,
+    ) -> impl Stream<Item = Result<v1::StreamSetMapRequest, Status>> + Unpin {
+        tokio_stream::iter(pieces.into_iter().map(Ok)).chain(tokio_stream::pending())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_is_refused_and_gives_its_place_back() {
+        let queue = Queue::of_table_streams();
+        for pieces in [
+            vec![],
+            vec![piece(header(""), entries(0..1), false)],
+            // Its end is missing.
+            vec![piece(header(""), entries(0..1), true)],
+        ] {
+            let started = Instant::now();
+            let received = receive(silent_after(pieces), |_| Ok(9), queue.enter(1).unwrap());
+            let refused = received.await.unwrap_err();
+            assert_eq!(refused.code(), Code::DeadlineExceeded);
+            let took = started.elapsed();
+            let late = SILENCE_LIMIT + Duration::from_millis(5);
+            assert!((SILENCE_LIMIT..late).contains(&took), "{took:?}");
         }
-        let refusal = seats.take(1).await.unwrap_err();
-        assert_eq!(refusal.reason(), ErrorReason::QuotaExceeded);
-        assert!(TABLE_STREAMS > taken.len());
-        assert!(seats.take(2).await.is_ok());
-        taken.pop();
-        assert!(seats.take(1).await.is_ok());
+        let again: Vec<_> = (0..TABLE_STREAMS_PER_USER)
+            .map(|_| queue.enter(1))
+            .collect();
+        assert!(again.iter().all(Result::is_ok));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_is_not_silent() {
+        let slow = vec![
+            piece(header(""), entries(0..1), false),
+            piece(None, entries(1..2), false),
+            piece(None, vec![], true),
+        ];
+        let slow = tokio_stream::iter(slow).then(|piece| async {
+            tokio::time::sleep(SILENCE_LIMIT - Duration::from_millis(5)).await;
+            Ok(piece)
+        });
+        let received = receive(Box::pin(slow), |_| Ok(9), queued()).await;
+        assert_eq!(received.unwrap().0.mappings.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_streams_leave_the_places_to_those_that_have_begun() {
+        let queue = Queue::of_table_streams();
+        // More users than there are places for, none of which says a word.
+        let mut silent: Vec<_> = (10..)
+            .take(2 * TABLE_STREAMS)
+            .map(|uid| {
+                let queued = queue.enter(uid).unwrap();
+                Box::pin(receive(silent_after(vec![]), |_| Ok(9), queued))
+            })
+            .collect();
+        for stream in &mut silent {
+            let waiting = timeout(Duration::ZERO, stream).await;
+            assert!(waiting.is_err());
+        }
+        let table = vec![piece(header(""), entries(0..1), true)];
+        let table = tokio_stream::iter(table.into_iter().map(Ok));
+        let started = Instant::now();
+        let received = receive(table, |_| Ok(9), queue.enter(1).unwrap()).await;
+        assert!(received.is_ok());
+        assert_eq!(started.elapsed(), Duration::ZERO);
     }
 }

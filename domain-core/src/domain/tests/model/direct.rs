@@ -458,7 +458,9 @@ impl Model {
     ) -> Result<(), SetMapError> {
         self.may_act(actor)?;
         let current = self.direct_generation;
-        if let Some(expected) = expected.filter(|expected| *expected < current) {
+        let newest = self.domain.usage().generation;
+        let is_stale = |expected: &u64| *expected < current || *expected > newest;
+        if let Some(expected) = expected.filter(is_stale) {
             return Err(SetMapError::Stale { expected, current });
         }
         let (asked, limit) = (table.len(), self.quotas.direct);
@@ -473,6 +475,10 @@ impl Model {
         for (index, entry) in table.iter().enumerate() {
             let checked = (|| {
                 let end = entry.range.last().get().wrapping_add(1);
+                if entry.range.bytes() >= 1 << 63 {
+                    let len_bytes = entry.range.len_bytes().unwrap_or(u64::MAX);
+                    return Err(MapDirectError::TooLong { len_bytes });
+                }
                 misaligned("iova", entry.range.start().get())?;
                 misaligned("offset", entry.offset)?;
                 misaligned("the end", end)?;
