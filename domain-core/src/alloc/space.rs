@@ -1,0 +1,294 @@
+//! The granules of one space: blocks, and the ways to find them.
+//!
+//! Speaks in granules, counted from the first of the space. What that is in
+//! addresses and bytes is the allocator's business.
+
+use super::blocks::{Block, Blocks, FIRST, Id};
+use super::by_address::ByAddress;
+use super::magazines::Magazines;
+use super::sizes::Sizes;
+use super::starts::Starts;
+
+/// Each granule is in exactly one block: live, cached in a magazine, or a hole.
+/// No two holes touch.
+#[derive(Debug)]
+pub(super) struct Space {
+    /// The number of the first granule in the whole address space.
+    origin: u64,
+    granules: u32,
+    blocks: Blocks,
+    /// Live and cached blocks.
+    starts: Starts,
+    magazines: Magazines,
+    sizes: Sizes,
+    by_address: ByAddress,
+}
+
+impl Space {
+    pub(super) fn new(origin: u64, granules: u32) -> Space {
+        let mut blocks = Blocks::new(granules);
+        let mut sizes = Sizes::new();
+        sizes.put(&mut blocks, FIRST);
+        Space {
+            origin,
+            granules,
+            blocks,
+            starts: Starts::new(),
+            magazines: Magazines::new(),
+            sizes,
+            by_address: ByAddress::default(),
+        }
+    }
+
+    /// Takes `want` granules: the youngest cached block of that length, else
+    /// from the start of the shortest hole that has them.
+    #[inline]
+    pub(super) fn take_any(&mut self, want: u32) -> Option<u32> {
+        if let Some(id) = self.magazines.get(&mut self.blocks, want, |_| true) {
+            return Some(self.blocks[id].start);
+        }
+        let hole = self.sizes.best(want)?;
+        let at = self.blocks[hole].start;
+        self.cut(hole, at, want);
+        Some(at)
+    }
+
+    /// Takes `want` granules that begin at a multiple of `align`, a power of two,
+    /// and end at `end` or before, both in granules of the whole address space.
+    pub(super) fn take_where(&mut self, want: u32, align: u64, end: u64) -> Option<u32> {
+        let origin = self.origin;
+        let will_do = |start: u32| {
+            let at = origin + u64::from(start);
+            at & (align - 1) == 0 && at + u64::from(want) <= end
+        };
+        if let Some(id) = self.magazines.get(&mut self.blocks, want, will_do) {
+            return Some(self.blocks[id].start);
+        }
+        // Plain requests end here, and what no address could help.
+        let whole_end = self.origin + u64::from(self.granules);
+        if self.sizes.longest() < want || align >= whole_end {
+            return None;
+        }
+        let guess = self.guess(want, align, end);
+        let (hole, at) = guess.or_else(|| self.lowest(want, align, end))?;
+        self.cut(hole, at, want);
+        Some(at)
+    }
+
+    /// Takes exactly these granules. `false` if they are not all in one hole.
+    pub(super) fn take_at(&mut self, at: u32, want: u32) -> bool {
+        let id = self.by_address.covering(&self.blocks, at);
+        let block = &self.blocks[id];
+        let fits = block.is_hole() && block.end() - at >= want;
+        if fits {
+            self.cut(id, at, want);
+        }
+        fits
+    }
+
+    /// Frees what is live exactly so. `false` if nothing is, and then nothing is
+    /// changed.
+    #[inline]
+    pub(super) fn free(&mut self, start: u32, len: u32) -> bool {
+        self.starts.advance(&self.blocks);
+        let Some((place, id)) = self.starts.find(&self.blocks, start) else {
+            return false;
+        };
+        let block = &mut self.blocks[id];
+        if block.len != len || !block.is_live() {
+            return false;
+        }
+        if !self.magazines.put(block, id) {
+            self.starts.remove(&self.blocks, place);
+            self.make_hole(id);
+        }
+        true
+    }
+
+    /// Makes holes of what is in magazines. `false` if that was nothing.
+    pub(super) fn drain(&mut self) -> bool {
+        if self.magazines.is_empty() {
+            return false;
+        }
+        while let Some(id) = self.magazines.pop_any(&self.blocks) {
+            let start = self.blocks[id].start;
+            let found = self.starts.find(&self.blocks, start);
+            let (place, _) = found.expect("cached blocks are found by their start");
+            self.starts.remove(&self.blocks, place);
+            self.make_hole(id);
+        }
+        true
+    }
+
+    /// Length of what is live from `start` on.
+    pub(super) fn live_len(&self, start: u32) -> Option<u32> {
+        let (_, id) = self.starts.find(&self.blocks, start)?;
+        let block = &self.blocks[id];
+        block.is_live().then_some(block.len)
+    }
+
+    /// The block that has this granule, or the one after if that is a hole. As
+    /// (start, length); asked when magazines are empty, so that it is live.
+    pub(super) fn live_from(&mut self, granule: u32) -> (u32, u32) {
+        let mut block = &self.blocks[self.by_address.covering(&self.blocks, granule)];
+        if block.is_hole() {
+            block = &self.blocks[block.after];
+        }
+        assert!(block.is_live(), "what is not free is live");
+        (block.start, block.len)
+    }
+
+    /// What is live as (start, length), in order.
+    pub(super) fn live(&self) -> impl Iterator<Item = (u32, u32)> {
+        let live = self.blocks.iter().filter(|(_, block)| block.is_live());
+        live.map(|(_, block)| (block.start, block.len))
+    }
+
+    /// The longest hole there would be with empty magazines. They are left as
+    /// they are, so that a question changes no later answer.
+    pub(super) fn longest_if_drained(&self) -> u32 {
+        let cached = self.magazines.iter(&self.blocks);
+        let runs = cached.filter_map(|id| self.free_run_of(id));
+        runs.fold(self.sizes.longest(), u32::max)
+    }
+
+    /// The longest run of free granules before `end`, a granule of the whole
+    /// address space. Asked when magazines are empty.
+    pub(super) fn longest_below(&mut self, end: u64) -> u32 {
+        let Some(last) = end.checked_sub(1) else {
+            return 0;
+        };
+        if end >= self.origin + u64::from(self.granules) {
+            return self.sizes.longest();
+        }
+        let holes = self.by_address.holes(&self.blocks, self.origin);
+        u32::try_from(holes.largest_in(0..=last)).expect("no longer than the space")
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.blocks.heap_bytes()
+            + self.starts.heap_bytes()
+            + self.sizes.heap_bytes()
+            + self.by_address.heap_bytes()
+    }
+
+    /// Checks that blocks make the whole, that no two holes touch, and that
+    /// every look-up agrees with the blocks.
+    ///
+    /// # Panics
+    /// If not.
+    pub(super) fn check_invariants(&self) {
+        let blocks = &self.blocks;
+        blocks.check_invariants(self.granules);
+        let holes = || blocks.iter().filter(|(_, block)| block.is_hole());
+        let others = || blocks.iter().filter(|(_, block)| !block.is_hole());
+        for (id, hole) in holes() {
+            assert_eq!(blocks.hole(hole.after), None, "hole {id} stands apart");
+        }
+        self.starts.check_invariants(blocks, others());
+        self.sizes.check_invariants(blocks, holes());
+        self.magazines.check_invariants(blocks);
+        self.by_address.check_invariants(blocks, self.origin);
+    }
+
+    /// A hole that will most likely do, and the place in it.
+    fn guess(&self, want: u32, align: u64, end: u64) -> Option<(Id, u32)> {
+        let in_hole = |hole: Id| {
+            let block = &self.blocks[hole];
+            let start = self.origin + u64::from(block.start);
+            let at = (start + (align - 1)) & !(align - 1);
+            let ends = at + u64::from(want);
+            let fits = ends <= end && ends <= start + u64::from(block.len);
+            fits.then(|| Some((hole, u32::try_from(at - self.origin).ok()?)))?
+        };
+        let shortest = || in_hole(self.sizes.best(want)?);
+        let surely_long = || {
+            let with_slack = u64::from(want) + (align - 1);
+            in_hole(self.sizes.best(u32::try_from(with_slack).ok()?)?)
+        };
+        shortest().or_else(surely_long)
+    }
+
+    /// The lowest place that will do, and the hole it is in.
+    fn lowest(&mut self, want: u32, align: u64, end: u64) -> Option<(Id, u32)> {
+        let window = 0..=end.checked_sub(1)?;
+        let holes = self.by_address.holes(&self.blocks, self.origin);
+        let at = holes.first_fit(u64::from(want), align.trailing_zeros(), window)?;
+        let at = u32::try_from(at - self.origin).expect("a hole of this space");
+        Some((self.by_address.covering(&self.blocks, at), at))
+    }
+
+    /// Makes live a part of a hole.
+    fn cut(&mut self, hole: Id, at: u32, want: u32) {
+        if let Some(holes) = self.by_address.known_holes() {
+            let taken = holes.take(self.origin + u64::from(at), u64::from(want));
+            assert!(taken, "holes by address are the same");
+        }
+        self.sizes.remove(&mut self.blocks, hole);
+        let mut id = hole;
+        let head = at - self.blocks[hole].start;
+        if head > 0 {
+            id = self.split(hole, head);
+            self.sizes.put(&mut self.blocks, hole);
+        }
+        if self.blocks[id].len > want {
+            let tail = self.split(id, want);
+            self.sizes.put(&mut self.blocks, tail);
+        }
+        self.blocks[id].make_live();
+        self.starts.insert(&self.blocks, id);
+    }
+
+    /// Makes a hole of a block that is neither in a magazine nor among the
+    /// starts any more, and one with the holes that it touches.
+    fn make_hole(&mut self, id: Id) {
+        let Block {
+            start,
+            len,
+            before,
+            after,
+            ..
+        } = self.blocks[id];
+        if let Some(holes) = self.by_address.known_holes() {
+            holes.give(self.origin + u64::from(start), u64::from(len));
+        }
+        let mut whole = id;
+        if let Some(after) = self.blocks.hole(after) {
+            self.sizes.remove(&mut self.blocks, after);
+            self.by_address.end(self.blocks[after].start);
+            self.blocks.absorb_next(id);
+        }
+        if let Some(before) = self.blocks.hole(before) {
+            self.sizes.remove(&mut self.blocks, before);
+            self.by_address.end(start);
+            self.blocks.absorb_next(before);
+            whole = before;
+        }
+        self.sizes.put(&mut self.blocks, whole);
+    }
+
+    fn split(&mut self, id: Id, len: u32) -> Id {
+        let rest = self.blocks.split(id, len);
+        self.by_address.begin(self.blocks[rest].start, rest);
+        rest
+    }
+
+    /// Length of the free run that a cached block is in, if it is the first
+    /// cached one there.
+    fn free_run_of(&self, id: Id) -> Option<u32> {
+        let block = &self.blocks[id];
+        let hole_before = self.blocks.hole(block.before);
+        let start = hole_before.map_or(block.start, |hole| self.blocks[hole].start);
+        let before = hole_before.map_or(block.before, |hole| self.blocks[hole].before);
+        if self.blocks.get(before).is_some_and(Block::is_cached) {
+            return None;
+        }
+        let mut end = block.end();
+        let mut next = self.blocks.get(block.after);
+        while let Some(free) = next.filter(|block| !block.is_live()) {
+            end = free.end();
+            next = self.blocks.get(free.after);
+        }
+        Some(end - start)
+    }
+}
