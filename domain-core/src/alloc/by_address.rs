@@ -39,6 +39,11 @@ impl ByAddress {
         })
     }
 
+    /// Length of the longest hole, if anybody ever asked for holes.
+    pub(super) fn longest(&self) -> Option<u64> {
+        self.holes.as_ref().map(Holes::largest)
+    }
+
     /// A block begins.
     #[inline]
     pub(super) fn begin(&mut self, start: u32, id: Id) {

@@ -12,7 +12,6 @@ use super::blocks::{Block, Blocks, Id, NONE};
 #[derive(Debug)]
 pub(super) struct Magazines {
     stacks: [Stack; STACKS],
-    count: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -27,12 +26,12 @@ impl Magazines {
         let stack = |room: u32| Stack { top: NONE, room };
         Magazines {
             stacks: MOST.map(stack),
-            count: 0,
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
+    pub(super) fn count(&self) -> usize {
+        let held = MOST.iter().zip(&self.stacks);
+        held.map(|(most, stack)| (most - stack.room) as usize).sum()
     }
 
     /// Makes a live block a cached one. `false` if there is no place for it.
@@ -47,8 +46,7 @@ impl Magazines {
         }
         block.make_cached(stack.top);
         stack.top = id;
-        stack.room -= 1;
-        self.count += 1;
+        stack.room = stack.room.wrapping_sub(1);
         true
     }
 
@@ -71,8 +69,7 @@ impl Magazines {
             return None;
         }
         stack.top = block.next;
-        stack.room += 1;
-        self.count -= 1;
+        stack.room = stack.room.wrapping_add(1);
         block.make_live();
         Some(id)
     }
@@ -82,8 +79,7 @@ impl Magazines {
         let stack = self.stacks.iter_mut().find(|stack| stack.top != NONE)?;
         let id = stack.top;
         stack.top = blocks[id].next;
-        stack.room += 1;
-        self.count -= 1;
+        stack.room = stack.room.wrapping_add(1);
         Some(id)
     }
 
@@ -106,7 +102,7 @@ impl Magazines {
         let held = self.iter(blocks).count();
         let cached = blocks.iter().filter(|(_, block)| block.is_cached()).count();
         assert_eq!(held, cached, "every cached block is in a stack");
-        assert_eq!(held, self.count as usize, "cached blocks are counted");
+        assert_eq!(held, self.count(), "cached blocks are counted");
     }
 }
 

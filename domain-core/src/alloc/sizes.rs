@@ -1,29 +1,43 @@
 //! Holes by length.
 //!
-//! A list for every short length and a bit for every list that is not empty, as
-//! TLSF has them (Masmano et al., "TLSF: a new dynamic memory allocator for
-//! real-time systems", 2004), but exact: the shortest hole that fits is found in
-//! a few instructions. Longer holes are few, because each takes up so much of
-//! the space, and stand in an ordered set.
-
-use std::collections::BTreeSet;
+//! Lists and a bit for every list that is not empty, as TLSF has them (Masmano
+//! et al., "TLSF: a new dynamic memory allocator for real-time systems", 2004).
+//! Short lengths have a list each, so that the shortest hole that fits is found
+//! in a few instructions; longer ones share lists by eighths of a power of two.
+//! In a shared list that reaches from below to above what is asked for, only a
+//! few holes are looked at. Whether there is one further down in it may then be
+//! unknown here.
 
 use super::blocks::{Block, Blocks, Id, NONE};
 
-/// Longest hole that has a list.
-const LONGEST_LISTED: u32 = 512;
-const LISTS: usize = LONGEST_LISTED as usize;
+/// Longest hole that shares its list with no other length.
+const LONGEST_ALONE: u32 = 256;
+/// Lists for each power of two above that, as a power of two.
+const SHARE_SHIFT: u32 = 3;
+const LISTS: usize = 256 + 24 * (1 << SHARE_SHIFT);
 const WORDS: usize = LISTS / 64;
+
+/// Holes that are looked at in a shared list.
+const LOOKED_AT: usize = 32;
+
+/// What there is for a length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// This one is long enough.
+    Hole(Id),
+    /// None is.
+    Nothing,
+    /// Those looked at are not, and there are more.
+    Unknown,
+}
 
 #[derive(Debug)]
 pub(super) struct Sizes {
-    /// The youngest hole of each length from 1 on.
+    /// The youngest hole of each list.
     heads: Box<[Id; LISTS]>,
     /// A bit for each list that is not empty, and one for each word that has any.
     words: [u64; WORDS],
     summary: u32,
-    /// Length and id, the length in the upper half.
-    long: BTreeSet<u64>,
 }
 
 impl Sizes {
@@ -32,39 +46,37 @@ impl Sizes {
             heads: Box::new([NONE; LISTS]),
             words: [0; WORDS],
             summary: 0,
-            long: BTreeSet::new(),
         }
     }
 
-    /// The youngest of the shortest holes of `want` granules or more.
-    pub(super) fn best(&self, want: u32) -> Option<Id> {
-        if let Some(list) = self.list_from(want) {
-            return Some(self.heads[list]);
+    /// A hole of `want` granules or few more: of those of one length the
+    /// youngest, and up to 256 granules none is shorter that fits.
+    #[inline]
+    pub(super) fn best(&self, blocks: &Blocks, want: u32) -> Fit {
+        if want > LONGEST_ALONE {
+            return self.best_long(blocks, want);
         }
-        let from = u64::from(want) << 32;
-        self.long.range(from..).next().copied().map(id_of)
+        let found = self.list_from((want - 1) as usize);
+        found.map_or(Fit::Nothing, |list| Fit::Hole(self.heads[list]))
     }
 
-    /// Length of the longest hole; 0 if there is none.
-    pub(super) fn longest(&self) -> u32 {
-        if let Some(key) = self.long.last() {
-            return len_of(*key);
-        }
+    /// Length of the longest hole, 0 if there is none. `None` if too many would
+    /// have to be looked at.
+    pub(super) fn longest(&self, blocks: &Blocks, most_looks: usize) -> Option<u32> {
         let Some(word) = self.summary.checked_ilog2() else {
-            return 0;
+            return Some(0);
         };
-        let bit = self.words[word as usize].ilog2();
-        word * 64 + bit + 1
+        let list = word * 64 + self.words[word as usize].ilog2();
+        if list < LONGEST_ALONE {
+            return Some(list + 1);
+        }
+        let mut holes = self.in_list(blocks, list as usize);
+        let longest = holes.by_ref().take(most_looks).map(|(_, len)| len).max();
+        longest.filter(|_| holes.next().is_none())
     }
 
     pub(super) fn put(&mut self, blocks: &mut Blocks, id: Id) {
-        let len = blocks[id].len;
-        if len > LONGEST_LISTED {
-            blocks[id].make_hole(NONE, NONE);
-            self.long.insert(key(len, id));
-            return;
-        }
-        let list = (len - 1) as usize;
+        let list = list_of(blocks[id].len);
         let head = std::mem::replace(&mut self.heads[list], id);
         blocks[id].make_hole(NONE, head);
         if head == NONE {
@@ -77,10 +89,6 @@ impl Sizes {
 
     pub(super) fn remove(&mut self, blocks: &mut Blocks, id: Id) {
         let Block { len, next, .. } = blocks[id];
-        if len > LONGEST_LISTED {
-            self.long.remove(&key(len, id));
-            return;
-        }
         let back = blocks[id].back();
         if next != NONE {
             blocks[next].set_back(back);
@@ -89,7 +97,7 @@ impl Sizes {
             blocks[back].next = next;
             return;
         }
-        let list = (len - 1) as usize;
+        let list = list_of(len);
         self.heads[list] = next;
         if next == NONE {
             self.words[list / 64] &= !(1 << (list % 64));
@@ -99,49 +107,48 @@ impl Sizes {
         }
     }
 
-    /// Bytes of memory held beside the value itself; those of the set estimated
-    /// from how full its nodes are on average.
     pub(super) fn heap_bytes(&self) -> usize {
-        size_of_val(&*self.heads) + self.long.len() * 12
+        size_of_val(&*self.heads)
     }
 
-    /// Checks that exactly the given holes are here, each in its list.
+    /// Checks that exactly the given number of holes are here, each in its list.
     ///
     /// # Panics
     /// If not.
-    pub(super) fn check_invariants<'a>(
-        &self,
-        blocks: &Blocks,
-        holes: impl Iterator<Item = (Id, &'a Block)>,
-    ) {
+    pub(super) fn check_invariants(&self, blocks: &Blocks, holes: usize) {
         let mut count = 0;
         for (list, head) in self.heads.iter().enumerate() {
             let has_bit = self.words[list / 64] & (1 << (list % 64)) != 0;
             assert_eq!(has_bit, *head != NONE, "list {list} has its bit");
-            let (mut back, mut id) = (NONE, *head);
-            while id != NONE {
-                let hole = &blocks[id];
-                assert!(hole.is_hole(), "block {id} is a hole");
-                assert_eq!(hole.len as usize, list + 1, "hole {id} is in its list");
-                assert_eq!(hole.back(), back, "links go both ways");
-                (back, id, count) = (id, hole.next, count + 1);
+            let mut back = NONE;
+            for (id, len) in self.in_list(blocks, list) {
+                assert!(blocks[id].is_hole(), "block {id} is a hole");
+                assert_eq!(list_of(len), list, "hole {id} is in its list");
+                assert_eq!(blocks[id].back(), back, "links go both ways");
+                (back, count) = (id, count + 1);
             }
         }
         for (at, word) in self.words.iter().enumerate() {
             assert_eq!(self.summary & (1 << at) != 0, *word != 0, "the summary");
         }
-        let mut expected = 0;
-        for (id, hole) in holes {
-            let is_long = self.long.contains(&key(hole.len, id));
-            assert_eq!(is_long, hole.len > LONGEST_LISTED, "hole {id} is known");
-            expected += 1;
-        }
-        assert_eq!(count + self.long.len(), expected, "every hole is known");
+        assert_eq!(count, holes, "every hole is in a list");
     }
 
-    /// The list of the shortest listed holes that fit.
-    fn list_from(&self, want: u32) -> Option<usize> {
-        let list = (want - 1) as usize;
+    #[cold]
+    fn best_long(&self, blocks: &Blocks, want: u32) -> Fit {
+        let list = list_of(want);
+        let mut holes = self.in_list(blocks, list);
+        let fit = holes.by_ref().take(LOOKED_AT).find(|(_, len)| *len >= want);
+        match (fit, self.list_from(list + 1)) {
+            (Some((id, _)), _) => Fit::Hole(id),
+            (None, Some(list)) => Fit::Hole(self.heads[list]),
+            (None, None) if holes.next().is_some() => Fit::Unknown,
+            (None, None) => Fit::Nothing,
+        }
+    }
+
+    /// The first list from that one on that is not empty.
+    fn list_from(&self, list: usize) -> Option<usize> {
         let word = list / 64;
         let here = self.words.get(word)? & (u64::MAX << (list % 64));
         if here != 0 {
@@ -154,16 +161,22 @@ impl Sizes {
         let word = above.trailing_zeros() as usize;
         Some(word * 64 + self.words[word].trailing_zeros() as usize)
     }
+
+    /// Id and length of each hole in a list.
+    fn in_list<'a>(&self, blocks: &'a Blocks, list: usize) -> impl Iterator<Item = (Id, u32)> + 'a {
+        let known = |id: Id| Some((id, blocks.get(id)?.len));
+        std::iter::successors(known(self.heads[list]), move |(id, _)| {
+            known(blocks[*id].next)
+        })
+    }
 }
 
-fn key(len: u32, id: Id) -> u64 {
-    (u64::from(len) << 32) | u64::from(id)
-}
-
-fn len_of(key: u64) -> u32 {
-    u32::try_from(key >> 32).expect("the upper half")
-}
-
-fn id_of(key: u64) -> Id {
-    Id::try_from(key & u64::from(u32::MAX)).expect("the lower half")
+fn list_of(len: u32) -> usize {
+    if len <= LONGEST_ALONE {
+        return (len - 1) as usize;
+    }
+    let power = len.ilog2();
+    let share = (len >> (power - SHARE_SHIFT)) & ((1 << SHARE_SHIFT) - 1);
+    let list = LONGEST_ALONE + ((power - 8) << SHARE_SHIFT) + share;
+    list as usize
 }

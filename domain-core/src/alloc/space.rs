@@ -6,8 +6,11 @@
 use super::blocks::{Block, Blocks, FIRST, Id};
 use super::by_address::ByAddress;
 use super::magazines::Magazines;
-use super::sizes::Sizes;
+use super::sizes::{Fit, Sizes};
 use super::starts::Starts;
+
+/// Holes that are looked at one by one before an index is made of them.
+const FEW_HOLES: usize = 64;
 
 /// Each granule is in exactly one block: live, cached in a magazine, or a hole.
 /// No two holes touch.
@@ -47,7 +50,9 @@ impl Space {
         if let Some(id) = self.magazines.get(&mut self.blocks, want, |_| true) {
             return Some(self.blocks[id].start);
         }
-        let hole = self.sizes.best(want)?;
+        let Fit::Hole(hole) = self.sizes.best(&self.blocks, want) else {
+            return None;
+        };
         let at = self.blocks[hole].start;
         self.cut(hole, at, want);
         Some(at)
@@ -64,9 +69,10 @@ impl Space {
         if let Some(id) = self.magazines.get(&mut self.blocks, want, will_do) {
             return Some(self.blocks[id].start);
         }
-        // Plain requests end here, and what no address could help.
-        let whole_end = self.origin + u64::from(self.granules);
-        if self.sizes.longest() < want || align >= whole_end {
+        // No address helps if no hole is long enough. Nothing but 0 is aligned to
+        // more than the whole space.
+        let none_is_long = self.sizes.best(&self.blocks, want) == Fit::Nothing;
+        if none_is_long || align >= self.end() {
             return None;
         }
         let guess = self.guess(want, align, end);
@@ -99,7 +105,7 @@ impl Space {
             return false;
         }
         if !self.magazines.put(block, id) {
-            self.starts.remove(&self.blocks, place);
+            self.starts.remove(&self.blocks, place, start);
             self.make_hole(id);
         }
         true
@@ -107,17 +113,15 @@ impl Space {
 
     /// Makes holes of what is in magazines. `false` if that was nothing.
     pub(super) fn drain(&mut self) -> bool {
-        if self.magazines.is_empty() {
-            return false;
-        }
+        let had_any = self.magazines.count() > 0;
         while let Some(id) = self.magazines.pop_any(&self.blocks) {
             let start = self.blocks[id].start;
             let found = self.starts.find(&self.blocks, start);
             let (place, _) = found.expect("cached blocks are found by their start");
-            self.starts.remove(&self.blocks, place);
+            self.starts.remove(&self.blocks, place, start);
             self.make_hole(id);
         }
-        true
+        had_any
     }
 
     /// Length of what is live from `start` on.
@@ -138,6 +142,11 @@ impl Space {
         (block.start, block.len)
     }
 
+    /// Number of live blocks.
+    pub(super) fn live_count(&self) -> usize {
+        self.starts.count() - self.magazines.count()
+    }
+
     /// What is live as (start, length), in order.
     pub(super) fn live(&self) -> impl Iterator<Item = (u32, u32)> {
         let live = self.blocks.iter().filter(|(_, block)| block.is_live());
@@ -149,7 +158,9 @@ impl Space {
     pub(super) fn longest_if_drained(&self) -> u32 {
         let cached = self.magazines.iter(&self.blocks);
         let runs = cached.filter_map(|id| self.free_run_of(id));
-        runs.fold(self.sizes.longest(), u32::max)
+        let known = self.by_address.longest().map(granules);
+        let longest = known.or_else(|| self.sizes.longest(&self.blocks, usize::MAX));
+        runs.fold(longest.unwrap_or(0), u32::max)
     }
 
     /// The longest run of free granules before `end`, a granule of the whole
@@ -158,11 +169,12 @@ impl Space {
         let Some(last) = end.checked_sub(1) else {
             return 0;
         };
-        if end >= self.origin + u64::from(self.granules) {
-            return self.sizes.longest();
+        let is_whole = end >= self.end();
+        if is_whole && let Some(longest) = self.sizes.longest(&self.blocks, FEW_HOLES) {
+            return longest;
         }
         let holes = self.by_address.holes(&self.blocks, self.origin);
-        u32::try_from(holes.largest_in(0..=last)).expect("no longer than the space")
+        granules(holes.largest_in(0..=last))
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
@@ -186,9 +198,14 @@ impl Space {
             assert_eq!(blocks.hole(hole.after), None, "hole {id} stands apart");
         }
         self.starts.check_invariants(blocks, others());
-        self.sizes.check_invariants(blocks, holes());
+        self.sizes.check_invariants(blocks, holes().count());
         self.magazines.check_invariants(blocks);
         self.by_address.check_invariants(blocks, self.origin);
+    }
+
+    /// One past the last granule, in granules of the whole address space.
+    fn end(&self) -> u64 {
+        self.origin + u64::from(self.granules)
     }
 
     /// A hole that will most likely do, and the place in it.
@@ -201,12 +218,14 @@ impl Space {
             let fits = ends <= end && ends <= start + u64::from(block.len);
             fits.then(|| Some((hole, u32::try_from(at - self.origin).ok()?)))?
         };
-        let shortest = || in_hole(self.sizes.best(want)?);
-        let surely_long = || {
-            let with_slack = u64::from(want) + (align - 1);
-            in_hole(self.sizes.best(u32::try_from(with_slack).ok()?)?)
-        };
-        shortest().or_else(surely_long)
+        let with_slack = u32::try_from(u64::from(want) + (align - 1)).ok();
+        let lens = [Some(want), with_slack].into_iter().flatten();
+        let fits = lens.map(|len| self.sizes.best(&self.blocks, len));
+        fits.filter_map(|fit| match fit {
+            Fit::Hole(hole) => in_hole(hole),
+            Fit::Nothing | Fit::Unknown => None,
+        })
+        .next()
     }
 
     /// The lowest place that will do, and the hole it is in.
@@ -291,4 +310,9 @@ impl Space {
         }
         Some(end - start)
     }
+}
+
+/// A number of granules of this space.
+fn granules(count: u64) -> u32 {
+    u32::try_from(count).expect("no more than the space has")
 }

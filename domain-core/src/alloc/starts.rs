@@ -54,6 +54,10 @@ impl Starts {
         }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
     /// Goes on with what is to be moved, if there is anything.
     #[inline]
     pub(super) fn advance(&mut self, blocks: &Blocks) {
@@ -64,11 +68,15 @@ impl Starts {
 
     #[inline]
     pub(super) fn find(&self, blocks: &Blocks, start: u32) -> Option<(Place, Id)> {
-        let found = self.now.find(blocks, start);
-        if let Some((slot, id)) = found {
+        if let Some((slot, id)) = self.now.find(blocks, start) {
             let is_old = false;
             return Some((Place { slot, is_old }, id));
         }
+        self.find_old(blocks, start)
+    }
+
+    #[cold]
+    fn find_old(&self, blocks: &Blocks, start: u32) -> Option<(Place, Id)> {
         if self.old.slots.is_empty() {
             return None;
         }
@@ -87,12 +95,12 @@ impl Starts {
         self.now.insert(blocks[id].start, id);
     }
 
-    pub(super) fn remove(&mut self, blocks: &Blocks, place: Place) {
+    pub(super) fn remove(&mut self, blocks: &Blocks, place: Place, start: u32) {
         self.count -= 1;
         if place.is_old {
             self.old.slots[place.slot] = GONE;
         } else {
-            self.now.remove(blocks, place.slot);
+            self.now.remove(blocks, place.slot, start);
         }
     }
 
@@ -150,18 +158,28 @@ impl Starts {
 /// lower `bits` + 1. That is enough for ids: never more than three quarters of
 /// the slots were used, ids are given from the lowest up, and a space has at
 /// most one hole more than other blocks.
+///
+/// The tag begins with the lower bits of the entry's home, and goes on with the
+/// bits of the hash below those.
 #[derive(Debug)]
 struct Table {
     bits: u32,
     tag_mask: u32,
+    /// So many bits of its home are in an entry's tag.
+    known_bits: u32,
+    /// Entries so far from home that these bits do not tell how far.
+    strays: usize,
     slots: Vec<u32>,
 }
 
 impl Table {
     fn new(bits: u32) -> Table {
+        let known_bits = bits.min(8).min(31_u32.saturating_sub(bits));
         Table {
             bits,
             tag_mask: u32::MAX.checked_shl(bits + 1).unwrap_or(0),
+            known_bits,
+            strays: 0,
             slots: vec![EMPTY; 1 << bits],
         }
     }
@@ -170,10 +188,13 @@ impl Table {
         Table {
             bits: 0,
             tag_mask: 0,
+            known_bits: 0,
+            strays: 0,
             slots: Vec::new(),
         }
     }
 
+    #[inline]
     fn find(&self, blocks: &Blocks, start: u32) -> Option<(usize, Id)> {
         let (mut slot, tag) = self.home_and_tag(start);
         loop {
@@ -193,29 +214,59 @@ impl Table {
     }
 
     fn insert(&mut self, start: u32, id: Id) {
-        let (mut slot, tag) = self.home_and_tag(start);
+        let (home, tag) = self.home_and_tag(start);
+        let mut slot = home;
         while self.slots[slot] != EMPTY {
             slot = self.after(slot);
         }
         self.slots[slot] = tag | (id + ID_BIAS);
+        self.strays += usize::from(self.is_stray(home, slot));
     }
 
-    fn remove(&mut self, blocks: &Blocks, slot: usize) {
+    /// Takes out the entry of the block that starts at `start`.
+    fn remove(&mut self, blocks: &Blocks, slot: usize, start: u32) {
+        let (home, _) = self.home_and_tag(start);
+        self.strays -= usize::from(self.is_stray(home, slot));
         let (mut gap, mut at) = (slot, slot);
         loop {
             at = self.after(at);
             let entry = self.slots[at];
-            let Some(id) = self.id(entry) else {
+            if entry == EMPTY {
                 break;
-            };
-            let (home, _) = self.home_and_tag(blocks[id].start);
+            }
             // It may move to the gap unless its home lies behind that.
-            if self.distance(home, at) >= self.distance(gap, at) {
+            let from_home = self.from_home(blocks, entry, at);
+            if from_home >= self.distance(gap, at) {
+                if self.strays > 0 {
+                    let home = at.wrapping_sub(from_home) & (self.slots.len() - 1);
+                    self.strays -= usize::from(self.is_stray(home, at));
+                    self.strays += usize::from(self.is_stray(home, gap));
+                }
                 self.slots[gap] = entry;
                 gap = at;
             }
         }
         self.slots[gap] = EMPTY;
+    }
+
+    /// How far from its home an entry stands. That takes no look at the block,
+    /// which would most likely not be in the cache, unless there are strays.
+    fn from_home(&self, blocks: &Blocks, entry: u32, at: usize) -> usize {
+        if self.strays > 0 {
+            let id = self.id(entry).expect("an entry of a block");
+            let (home, _) = self.home_and_tag(blocks[id].start);
+            return self.distance(home, at);
+        }
+        let home = u64::from(entry) >> (32 - self.known_bits);
+        at.wrapping_sub(usize::try_from(home).expect("a few bits")) & (self.known() - 1)
+    }
+
+    fn is_stray(&self, home: usize, slot: usize) -> bool {
+        self.distance(home, slot) >= self.known()
+    }
+
+    fn known(&self) -> usize {
+        1 << self.known_bits
     }
 
     fn id(&self, entry: u32) -> Option<Id> {
@@ -224,15 +275,17 @@ impl Table {
 
     /// Fibonacci hashing (Knuth, 6.4): the upper bits of the product. Starts in
     /// a row are spread evenly.
+    #[inline]
     fn home_and_tag(&self, start: u32) -> (usize, u32) {
         let hash = start.wrapping_mul(0x9E37_79B9);
-        let home = hash.wrapping_shr(32 - self.bits);
-        // Of 32 bits the mask leaves nothing.
-        (home as usize, hash.wrapping_shl(self.bits) & self.tag_mask)
+        let home = hash.wrapping_shr(32_u32.wrapping_sub(self.bits));
+        let tag = hash.wrapping_shl(self.bits.wrapping_sub(self.known_bits)) & self.tag_mask;
+        (home as usize, tag)
     }
 
+    #[inline]
     fn after(&self, slot: usize) -> usize {
-        (slot + 1) & (self.slots.len() - 1)
+        slot.wrapping_add(1) & self.slots.len().wrapping_sub(1)
     }
 
     fn distance(&self, from: usize, to: usize) -> usize {
