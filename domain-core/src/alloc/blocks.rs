@@ -104,8 +104,14 @@ impl Blocks {
         }
     }
 
+    #[inline(always)]
     pub(super) fn get(&self, id: Id) -> Option<&Block> {
         self.all.get(id as usize)
+    }
+
+    #[inline(always)]
+    pub(super) fn get_mut(&mut self, id: Id) -> Option<&mut Block> {
+        self.all.get_mut(id as usize)
     }
 
     /// The block's neighbour, if it is a hole.

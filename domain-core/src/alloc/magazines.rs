@@ -35,7 +35,7 @@ impl Magazines {
     }
 
     /// Makes a live block a cached one. `false` if there is no place for it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put(&mut self, block: &mut Block, id: Id) -> bool {
         let Some(slot) = slot(block.len) else {
             return false;
@@ -50,28 +50,25 @@ impl Magazines {
         true
     }
 
-    /// The youngest block of that length, made live, if it will do. Older ones
-    /// are not looked at.
-    #[inline]
+    /// Makes the youngest block of that length live, if it will do, and says
+    /// where it starts. Older ones are not looked at.
+    #[inline(always)]
     pub(super) fn get(
         &mut self,
         blocks: &mut Blocks,
         len: u32,
         will_do: impl Fn(u32) -> bool,
-    ) -> Option<Id> {
+    ) -> Option<u32> {
         let stack = &mut self.stacks[slot(len)?];
-        let id = stack.top;
-        if id == NONE {
-            return None;
-        }
-        let block = &mut blocks[id];
+        // Nothing stands at the place NONE.
+        let block = blocks.get_mut(stack.top)?;
         if !will_do(block.start) {
             return None;
         }
         stack.top = block.next;
         stack.room = stack.room.wrapping_add(1);
         block.make_live();
-        Some(id)
+        Some(block.start)
     }
 
     /// Takes out any one of them. It stays marked as cached.
@@ -116,12 +113,20 @@ const MOST: [u32; STACKS] = [
     256, 128, 85, 64, 51, 42, 36, 32, 28, 25, 23, 21, 19, 18, 17, 16, 16, 16, 16, 16,
 ];
 
-#[inline]
+#[inline(always)]
 fn slot(len: u32) -> Option<usize> {
-    let slot = match len {
-        1..=16 => len - 1,
-        32 | 64 | 128 | 256 => len.trailing_zeros() + 11,
-        _ => return None,
-    };
-    Some(slot as usize)
+    if len <= 16 {
+        return Some(len.wrapping_sub(1) as usize);
+    }
+    long_slot(len)
+}
+
+fn long_slot(len: u32) -> Option<usize> {
+    match len {
+        32 => Some(16),
+        64 => Some(17),
+        128 => Some(18),
+        256 => Some(19),
+        _ => None,
+    }
 }

@@ -133,7 +133,9 @@ impl IovaAllocator {
     /// # Errors
     /// [`AllocError`]; `NoSpace` only if no run fits, naming the largest hole
     /// below the limit.
-    #[inline]
+    // Always inline: a result of this size is otherwise handed over in memory, and
+    // reading it back took as long as all the rest.
+    #[inline(always)]
     pub fn alloc(&mut self, request: AllocRequest) -> Result<IovaRange, AllocError> {
         // What nearly every request is, before anything is worked out for others.
         let is_plain = request.align_bytes == 0 && request.limit.is_none();
@@ -178,7 +180,7 @@ impl IovaAllocator {
     ///
     /// # Errors
     /// [`FreeError`] for anything else, twice the same included.
-    #[inline]
+    #[inline(always)]
     pub fn free(&mut self, range: IovaRange) -> Result<(), FreeError> {
         if self.is_whole(range)
             && let Some((start, len)) = self.inside(range)
@@ -270,13 +272,14 @@ impl IovaAllocator {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn taken(&mut self, start: u32, want: u32) -> IovaRange {
         self.used = self.used.wrapping_add(u64::from(want));
         self.range(start, want)
     }
 
     #[cold]
+    #[inline(never)]
     fn why_not_freed(&self, range: IovaRange) -> FreeError {
         let start = range.start();
         let at = (start.get() >> self.shift).checked_sub(self.first);
@@ -298,7 +301,7 @@ impl IovaAllocator {
     }
 
     /// Not a division, which would be a third of the time of a short alloc.
-    #[inline]
+    #[inline(always)]
     fn granules_of(&self, len_bytes: u64) -> u64 {
         // Here and below `wrapping` only saves a check: shifts are below 64, and
         // numbers of granules and their sums far below 2^64.
@@ -308,14 +311,14 @@ impl IovaAllocator {
     }
 
     /// Ones below the granule in `last`, none in `start`.
-    #[inline]
+    #[inline(always)]
     fn is_whole(&self, range: IovaRange) -> bool {
         (range.start().get() | !range.last().get()) & self.granule_mask() == 0
     }
 
     /// Start and length in granules, counted from the first. `None` if they are
     /// no numbers of granules that this allocator may have.
-    #[inline]
+    #[inline(always)]
     fn inside(&self, range: IovaRange) -> Option<(u32, u32)> {
         let at = range.start().get().wrapping_shr(self.shift);
         let last = range.last().get().wrapping_shr(self.shift);
@@ -324,12 +327,12 @@ impl IovaAllocator {
         Some((start, len))
     }
 
-    #[inline]
+    #[inline(always)]
     fn granule_mask(&self) -> u64 {
         1_u64.wrapping_shl(self.shift).wrapping_sub(1)
     }
 
-    #[inline]
+    #[inline(always)]
     fn range(&self, start: u32, len: u32) -> IovaRange {
         let at = self.first.wrapping_add(u64::from(start));
         let end = at.wrapping_add(u64::from(len));

@@ -7,7 +7,7 @@ use super::blocks::{Block, Blocks, FIRST, Id};
 use super::by_address::ByAddress;
 use super::magazines::Magazines;
 use super::sizes::{Fit, Sizes};
-use super::starts::Starts;
+use super::starts::{Place, Starts};
 
 /// Holes that are looked at one by one before an index is made of them.
 const FEW_HOLES: usize = 64;
@@ -45,11 +45,17 @@ impl Space {
 
     /// Takes `want` granules: the youngest cached block of that length, else
     /// from the start of the shortest hole that has them.
-    #[inline]
+    #[inline(always)]
     pub(super) fn take_any(&mut self, want: u32) -> Option<u32> {
-        if let Some(id) = self.magazines.get(&mut self.blocks, want, |_| true) {
-            return Some(self.blocks[id].start);
+        match self.magazines.get(&mut self.blocks, want, |_| true) {
+            Some(start) => Some(start),
+            None => self.take_shortest(want),
         }
+    }
+
+    /// Takes `want` granules from the start of the shortest hole that has them.
+    #[inline(never)]
+    fn take_shortest(&mut self, want: u32) -> Option<u32> {
         let Fit::Hole(hole) = self.sizes.best(&self.blocks, want) else {
             return None;
         };
@@ -66,8 +72,9 @@ impl Space {
             let at = origin + u64::from(start);
             at & (align - 1) == 0 && at + u64::from(want) <= end
         };
-        if let Some(id) = self.magazines.get(&mut self.blocks, want, will_do) {
-            return Some(self.blocks[id].start);
+        let cached = self.magazines.get(&mut self.blocks, want, will_do);
+        if cached.is_some() {
+            return cached;
         }
         // No address helps if no hole is long enough. Nothing but 0 is aligned to
         // more than the whole space.
@@ -94,7 +101,7 @@ impl Space {
 
     /// Frees what is live exactly so. `false` if nothing is, and then nothing is
     /// changed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn free(&mut self, start: u32, len: u32) -> bool {
         self.starts.advance(&self.blocks);
         let Some((place, id)) = self.starts.find(&self.blocks, start) else {
@@ -105,8 +112,7 @@ impl Space {
             return false;
         }
         if !self.magazines.put(block, id) {
-            self.starts.remove(&self.blocks, place, start);
-            self.make_hole(id);
+            self.retire(place, start, id);
         }
         true
     }
@@ -118,8 +124,7 @@ impl Space {
             let start = self.blocks[id].start;
             let found = self.starts.find(&self.blocks, start);
             let (place, _) = found.expect("cached blocks are found by their start");
-            self.starts.remove(&self.blocks, place, start);
-            self.make_hole(id);
+            self.retire(place, start, id);
         }
         had_any
     }
@@ -258,8 +263,15 @@ impl Space {
         self.starts.insert(&self.blocks, id);
     }
 
-    /// Makes a hole of a block that is neither in a magazine nor among the
-    /// starts any more, and one with the holes that it touches.
+    /// Makes a hole of a live block, or a cached one that has left its magazine.
+    #[inline(never)]
+    fn retire(&mut self, place: Place, start: u32, id: Id) {
+        self.starts.remove(&self.blocks, place, start);
+        self.make_hole(id);
+    }
+
+    /// Makes a hole of a block that is not among the starts any more, and one
+    /// with the holes that it touches.
     fn make_hole(&mut self, id: Id) {
         let Block {
             start,

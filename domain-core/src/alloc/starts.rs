@@ -59,14 +59,14 @@ impl Starts {
     }
 
     /// Goes on with what is to be moved, if there is anything.
-    #[inline]
+    #[inline(always)]
     pub(super) fn advance(&mut self, blocks: &Blocks) {
         if !self.old.slots.is_empty() {
             self.move_some(blocks);
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&self, blocks: &Blocks, start: u32) -> Option<(Place, Id)> {
         if let Some((slot, id)) = self.now.find(blocks, start) {
             let is_old = false;
@@ -76,6 +76,7 @@ impl Starts {
     }
 
     #[cold]
+    #[inline(never)]
     fn find_old(&self, blocks: &Blocks, start: u32) -> Option<(Place, Id)> {
         if self.old.slots.is_empty() {
             return None;
@@ -130,6 +131,7 @@ impl Starts {
     }
 
     #[cold]
+    #[inline(never)]
     fn grow(&mut self) {
         assert!(self.old.slots.is_empty(), "all was moved long before");
         let twice = Table::new(self.now.bits + 1);
@@ -138,6 +140,7 @@ impl Starts {
     }
 
     #[cold]
+    #[inline(never)]
     fn move_some(&mut self, blocks: &Blocks) {
         let end = (self.moved + MOVED_AT_ONCE).min(self.old.slots.len());
         for slot in self.moved..end {
@@ -194,7 +197,7 @@ impl Table {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, blocks: &Blocks, start: u32) -> Option<(usize, Id)> {
         let (mut slot, tag) = self.home_and_tag(start);
         loop {
@@ -235,10 +238,10 @@ impl Table {
                 break;
             }
             // It may move to the gap unless its home lies behind that.
-            let from_home = self.from_home(blocks, entry, at);
-            if from_home >= self.distance(gap, at) {
+            let away = self.displacement(blocks, entry, at);
+            if away >= self.distance(gap, at) {
                 if self.strays > 0 {
-                    let home = at.wrapping_sub(from_home) & (self.slots.len() - 1);
+                    let home = at.wrapping_sub(away) & (self.slots.len() - 1);
                     self.strays -= usize::from(self.is_stray(home, at));
                     self.strays += usize::from(self.is_stray(home, gap));
                 }
@@ -251,7 +254,7 @@ impl Table {
 
     /// How far from its home an entry stands. That takes no look at the block,
     /// which would most likely not be in the cache, unless there are strays.
-    fn from_home(&self, blocks: &Blocks, entry: u32, at: usize) -> usize {
+    fn displacement(&self, blocks: &Blocks, entry: u32, at: usize) -> usize {
         if self.strays > 0 {
             let id = self.id(entry).expect("an entry of a block");
             let (home, _) = self.home_and_tag(blocks[id].start);
@@ -275,7 +278,7 @@ impl Table {
 
     /// Fibonacci hashing (Knuth, 6.4): the upper bits of the product. Starts in
     /// a row are spread evenly.
-    #[inline]
+    #[inline(always)]
     fn home_and_tag(&self, start: u32) -> (usize, u32) {
         let hash = start.wrapping_mul(0x9E37_79B9);
         let home = hash.wrapping_shr(32_u32.wrapping_sub(self.bits));
@@ -283,7 +286,7 @@ impl Table {
         (home as usize, tag)
     }
 
-    #[inline]
+    #[inline(always)]
     fn after(&self, slot: usize) -> usize {
         slot.wrapping_add(1) & self.slots.len().wrapping_sub(1)
     }
