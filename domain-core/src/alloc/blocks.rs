@@ -116,7 +116,7 @@ impl Blocks {
 
     /// The block's neighbour, if it is a hole.
     pub(super) fn hole(&self, id: Id) -> Option<Id> {
-        (id != NONE && self[id].is_hole()).then_some(id)
+        self.get(id).is_some_and(Block::is_hole).then_some(id)
     }
 
     /// Leaves a block its first `len` granules. The rest is a new hole after it,
@@ -201,8 +201,8 @@ impl Blocks {
     fn add(&mut self, block: Block) -> Id {
         let id = Id::try_from(self.all.len()).expect("no more blocks than granules");
         if self.all.len() == self.all.capacity() {
-            // By a quarter, not twofold: most of a space's memory is here.
-            self.all.reserve_exact(self.all.len() / 4 + 8);
+            // By an eighth, not twofold: most of a space's memory is here.
+            self.all.reserve_exact(self.all.len() / 8 + 8);
         }
         self.all.push(block);
         id

@@ -244,6 +244,7 @@ impl Space {
 
     /// Makes live a part of a hole.
     fn cut(&mut self, hole: Id, at: u32, want: u32) {
+        self.starts.make_way(&self.blocks);
         if let Some(holes) = self.by_address.known_holes() {
             let taken = holes.take(self.origin + u64::from(at), u64::from(want));
             assert!(taken, "holes by address are the same");
@@ -260,7 +261,7 @@ impl Space {
             self.sizes.put(&mut self.blocks, tail);
         }
         self.blocks[id].make_live();
-        self.starts.insert(&self.blocks, id);
+        self.starts.add(at, id);
     }
 
     /// Makes a hole of a live block, or a cached one that has left its magazine.
@@ -283,13 +284,16 @@ impl Space {
         if let Some(holes) = self.by_address.known_holes() {
             holes.give(self.origin + u64::from(start), u64::from(len));
         }
+        // Both are looked at before anything depends on one of them: most likely
+        // neither is in the cache.
+        let (before, after) = (self.blocks.hole(before), self.blocks.hole(after));
         let mut whole = id;
-        if let Some(after) = self.blocks.hole(after) {
+        if let Some(after) = after {
             self.sizes.remove(&mut self.blocks, after);
             self.by_address.end(self.blocks[after].start);
             self.blocks.absorb_next(id);
         }
-        if let Some(before) = self.blocks.hole(before) {
+        if let Some(before) = before {
             self.sizes.remove(&mut self.blocks, before);
             self.by_address.end(start);
             self.blocks.absorb_next(before);

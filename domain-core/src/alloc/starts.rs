@@ -9,7 +9,7 @@
 //! A table that is three quarters full gets one of twice the size beside it, and
 //! every operation from then on moves a few slots over: none pays for all.
 
-use super::blocks::{Block, Blocks, Id};
+use super::blocks::{Block, Blocks, Id, NONE};
 
 const EMPTY: u32 = 0;
 /// What has left the old table.
@@ -27,6 +27,9 @@ const MOST_BITS: u32 = 32;
 /// half as big again when it has to grow.
 const MOVED_AT_ONCE: usize = 8;
 
+/// The slot of what is not in a table yet.
+const WAITING: usize = usize::MAX;
+
 /// Where the entry of a block was found; no longer true after any change.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
@@ -41,6 +44,10 @@ pub(super) struct Starts {
     old: Table,
     /// Slots of the old table below this one are moved.
     moved: usize,
+    /// The last one that came: its start and id, or NONE. It goes to the table
+    /// with the next one's coming. Its slot is most likely not in the cache, and
+    /// is then fetched while the next one's hole is, not after that.
+    waiting: (u32, Id),
     count: usize,
 }
 
@@ -50,6 +57,7 @@ impl Starts {
             now: Table::new(FEWEST_BITS),
             old: Table::none(),
             moved: 0,
+            waiting: (0, NONE),
             count: 0,
         }
     }
@@ -72,12 +80,17 @@ impl Starts {
             let is_old = false;
             return Some((Place { slot, is_old }, id));
         }
-        self.find_old(blocks, start)
+        self.find_elsewhere(blocks, start)
     }
 
     #[cold]
     #[inline(never)]
-    fn find_old(&self, blocks: &Blocks, start: u32) -> Option<(Place, Id)> {
+    fn find_elsewhere(&self, blocks: &Blocks, start: u32) -> Option<(Place, Id)> {
+        let (waits_for, id) = self.waiting;
+        if id != NONE && waits_for == start {
+            let (slot, is_old) = (WAITING, false);
+            return Some((Place { slot, is_old }, id));
+        }
         if self.old.slots.is_empty() {
             return None;
         }
@@ -86,19 +99,33 @@ impl Starts {
         Some((Place { slot, is_old }, id))
     }
 
-    /// The block must not be there yet.
-    pub(super) fn insert(&mut self, blocks: &Blocks, id: Id) {
+    /// Puts the one that waits into the table.
+    #[inline]
+    pub(super) fn make_way(&mut self, blocks: &Blocks) {
         self.advance(blocks);
-        self.count += 1;
+        let (start, id) = self.waiting;
+        if id == NONE {
+            return;
+        }
+        self.waiting.1 = NONE;
         if self.count > self.now.slots.len() / 4 * 3 && self.now.bits < MOST_BITS {
             self.grow();
         }
-        self.now.insert(blocks[id].start, id);
+        self.now.insert(start, id);
+    }
+
+    /// Adds a block that is not there yet, when way was made.
+    pub(super) fn add(&mut self, start: u32, id: Id) {
+        assert_eq!(self.waiting.1, NONE, "only one waits");
+        self.waiting = (start, id);
+        self.count += 1;
     }
 
     pub(super) fn remove(&mut self, blocks: &Blocks, place: Place, start: u32) {
         self.count -= 1;
-        if place.is_old {
+        if place.slot == WAITING {
+            self.waiting.1 = NONE;
+        } else if place.is_old {
             self.old.slots[place.slot] = GONE;
         } else {
             self.now.remove(blocks, place.slot, start);
@@ -127,7 +154,8 @@ impl Starts {
         assert_eq!(count, self.count, "all is counted");
         let entries = self.now.slots.iter().chain(&self.old.slots);
         let entries = entries.filter(|entry| **entry > GONE).count();
-        assert_eq!(entries, count, "each is here once");
+        let waiting = usize::from(self.waiting.1 != NONE);
+        assert_eq!(entries + waiting, count, "each is here once");
     }
 
     #[cold]
