@@ -9,6 +9,9 @@
 //! A table that is three quarters full gets one of twice the size beside it, and
 //! every operation from then on moves a few slots over: none pays for all.
 
+#[cfg(test)]
+mod tests;
+
 use super::blocks::{Block, Blocks, Id, NONE};
 
 const EMPTY: u32 = 0;
@@ -156,6 +159,7 @@ impl Starts {
         let entries = entries.filter(|entry| **entry > GONE).count();
         let waiting = usize::from(self.waiting.1 != NONE);
         assert_eq!(entries + waiting, count, "each is here once");
+        self.now.check_strays(blocks);
     }
 
     #[cold]
@@ -250,7 +254,9 @@ impl Table {
         while self.slots[slot] != EMPTY {
             slot = self.after(slot);
         }
-        self.slots[slot] = tag | (id + ID_BIAS);
+        let entry = id + ID_BIAS;
+        assert_eq!(entry & self.tag_mask, 0, "ids have room beside the tag");
+        self.slots[slot] = tag | entry;
         self.strays += usize::from(self.is_stray(home, slot));
     }
 
@@ -298,6 +304,14 @@ impl Table {
 
     fn known(&self) -> usize {
         1 << self.known_bits
+    }
+
+    fn check_strays(&self, blocks: &Blocks) {
+        let entries = self.slots.iter().enumerate();
+        let entries = entries.filter_map(|(at, entry)| Some((at, self.id(*entry)?)));
+        let homes = entries.map(|(at, id)| (self.home_and_tag(blocks[id].start).0, at));
+        let strays = homes.filter(|(home, at)| self.is_stray(*home, *at));
+        assert_eq!(strays.count(), self.strays, "strays are counted");
     }
 
     fn id(&self, entry: u32) -> Option<Id> {
