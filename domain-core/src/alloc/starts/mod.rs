@@ -178,9 +178,10 @@ impl Starts {
         for slot in self.moved..end {
             if let Some(id) = self.old.id(self.old.slots[slot]) {
                 self.now.insert(blocks[id].start, id);
+                // Probes go on past it. Empty slots stay empty, or probes for what
+                // is nowhere would find no end.
+                self.old.slots[slot] = GONE;
             }
-            // What probes go past must not become empty.
-            self.old.slots[slot] = GONE;
         }
         self.moved = end;
         if end == self.old.slots.len() {
