@@ -1,50 +1,43 @@
 //! Who gets which iovas of an aperture.
 //!
-//! Three parts, and each does what it is best at:
+//! All granules are blocks (live, cached or hole) in one table, linked by address
+//! (boundary tags), and there are four ways to find them:
 //!
-//! * Magazines: runs that were just freed wait on bounded stacks by length,
-//!   after Bonwick and Adams, "Magazines and Vmem" (USENIX 2001). Most requests
-//!   are for a page or a few, or for a usual buffer, and end here.
-//! * [`holes`]: everything else that is free, in a B+-tree by address whose
-//!   branches know what lies below them. A request is cut from the lowest hole
-//!   of the smallest size class that surely fits (good fit, with the classes of
-//!   TLSF: Masmano et al., "TLSF: a new dynamic memory allocator for real-time
-//!   systems", 2004). With a limit or an alignment it gets the lowest place that
-//!   fits (first fit): if that is too high, all are, so the answer is exact.
-//!   Free runs join their neighbours at once.
-//! * Live allocations: two bits a granule, so that nothing is freed that was not
-//!   allocated exactly so.
+//! * `magazines`: stacks of blocks just freed, by length, after Bonwick and Adams,
+//!   "Magazines and Vmem" (USENIX 2001). Most requests end here.
+//! * `sizes`: lists of holes by length with bitmaps over them, after TLSF (Masmano
+//!   et al., 2004) but exact up to 256 granules: best fit.
+//! * `starts`: a hash table of live and cached blocks, so that nothing is freed that
+//!   was not allocated exactly so. It grows a few entries at a time.
+//! * `by_address`: [`holes`] and blocks in trees by address, for a limit, an
+//!   alignment or a given range that the lists cannot serve. Built on first need.
+//!   Who never asks never pays.
 //!
-//! What was not taken: plain first fit, which after a while at 90 % full had no
-//! hole of 256 granules left where good fit never failed; TLSF's own lists,
-//! which know nothing of addresses, so that a limit or an alignment makes them
-//! walk or refuse what would fit; buddies, which round 17 granules up to 32.
-//!
-//! | operation | worst case, with n holes |
+//! | operation | worst case, with n blocks |
 //! |---|---|
-//! | `alloc` and `free` through a magazine | O(1) |
-//! | `alloc`, `alloc_at`, `free` otherwise | O(log n) |
-//! | the first refusal, or `alloc_at` of what a magazine holds | O(log n) for each of at most 925 runs in magazines, which then are empty |
-//! | the first request for an alignment | O(n): 3 to 20 ns a hole, once for each of at most 51 alignments |
-//! | `largest_hole_bytes` | O(log n) for each run in a magazine |
-//! | `used_bytes`, `live_count` | O(1) |
+//! | `alloc` without limit or alignment, `free` | O(1), the tables' growth by copying aside; O(log n) once there are trees |
+//! | `alloc` with either, `alloc_at` | O(log n) |
+//! | what needs the trees for the first time | O(n) once, and once for each new alignment |
+//! | the first refusal, or `alloc_at` of what a magazine holds | that for each of at most 925 cached blocks |
+//! | `largest_hole_bytes` | O(cached + holes in the topmost list) |
+//! | `used_bytes` | O(1) |
 //!
-//! Memory: an idle allocator of any size has less than 2 KiB. Beyond that, marks
-//! of live allocations cost a quarter of a byte a granule (so 32 bytes for one of
-//! 128 granules, 64 at most, about 30 for those longer than 256) in pages of
-//! 1 KiB for 4,096 granules; a hole costs about 24 bytes; magazines 8 KiB at
-//! most. A full aperture of 64 MiB has 4 KiB of marks. Nothing is laid out over
-//! the address space.
+//! Memory: an idle allocator has less than 3 KiB. A block takes 24 bytes, and one
+//! that is live or cached 5 to 11 in the hash table. At most 2^32 - 4 granules are
+//! used of an aperture: 16 TiB of 4 KiB, and every aperture is backed by memory.
 
+mod blocks;
+mod by_address;
 pub mod holes;
-mod live;
 mod magazines;
+mod sizes;
+mod space;
+mod starts;
 #[cfg(test)]
 mod tests;
 
-use self::holes::Holes;
-use self::live::Live;
-use self::magazines::Magazines;
+use self::blocks::MOST_GRANULES;
+use self::space::Space;
 use crate::addr::{Granule, Iova, IovaRange};
 
 /// What is asked of an allocator.
@@ -117,10 +110,6 @@ pub enum FreeError {
     },
 }
 
-/// Numbers of granules: an address shifted right by the granule's shift. They
-/// and their sums stay far below 2^64.
-type Grain = u64;
-
 /// Allocates whole granules of one aperture. Deterministic: the same calls get
 /// the same answers.
 #[derive(Debug)]
@@ -128,13 +117,12 @@ pub struct IovaAllocator {
     granule: Granule,
     /// The granule's, at hand.
     shift: u32,
-    /// First and last granule that may be allocated.
-    first: Grain,
-    last: Grain,
-    /// Each granule is in exactly one of these three.
-    holes: Holes,
-    magazines: Magazines,
-    live: Live,
+    /// First granule that may be allocated: an address shifted right. This and
+    /// its sums stay far below 2^64.
+    first: u64,
+    /// Number of granules that may be allocated.
+    count: u32,
+    space: Space,
     /// Number of granules that are live.
     used: u64,
 }
@@ -142,7 +130,7 @@ pub struct IovaAllocator {
 impl IovaAllocator {
     /// An allocator for the whole granules of `aperture`. The first granule of
     /// a space that starts at 0 and a partial granule at either end are never
-    /// given.
+    /// given, and of more than 2^32 - 4 granules only so many.
     ///
     /// `None` if that leaves nothing.
     #[must_use]
@@ -152,20 +140,15 @@ impl IovaAllocator {
             + u64::from(granule.offset_in(aperture.start().get()) != 0);
         let first = first.max(1);
         let ends_whole = granule.offset_in(aperture.last().get()) == granule.bytes() - 1;
-        let last = (aperture.last().get() >> shift).checked_sub(u64::from(!ends_whole))?;
-        if last < first {
-            return None;
-        }
-        let mut holes = Holes::new();
-        holes.give(first, last - first + 1);
+        let end = (aperture.last().get() >> shift) + u64::from(ends_whole);
+        let count = end.checked_sub(first).filter(|count| *count > 0)?;
+        let count = u32::try_from(count).map_or(MOST_GRANULES, |count| count.min(MOST_GRANULES));
         Some(IovaAllocator {
             granule,
             shift,
             first,
-            last,
-            holes,
-            magazines: Magazines::new(),
-            live: Live::new(first),
+            count,
+            space: Space::new(first, count),
             used: 0,
         })
     }
@@ -176,37 +159,20 @@ impl IovaAllocator {
     /// # Errors
     /// [`AllocError`]; `NoSpace` only if no run fits, naming the largest hole
     /// below the limit.
+    // Always inline: a result of this size is otherwise handed over in memory, and
+    // reading it back took as long as all the rest.
+    #[inline(always)]
     pub fn alloc(&mut self, request: AllocRequest) -> Result<IovaRange, AllocError> {
-        let AllocRequest {
-            len_bytes,
-            align_bytes,
-            limit,
-        } = request;
         // What nearly every request is, before anything is worked out for others.
-        if align_bytes == 0 && limit.is_none() && len_bytes != 0 {
-            let want = ((len_bytes - 1) >> self.shift) + 1;
-            if let Some(at) = self.magazines.get(want, |_| true) {
-                return Ok(self.taken(at, want));
-            }
+        let is_plain = request.align_bytes == 0 && request.limit.is_none();
+        if is_plain
+            && request.len_bytes != 0
+            && let Ok(want) = u32::try_from(self.granules_of(request.len_bytes))
+            && let Some(start) = self.space.take_any(want)
+        {
+            return Ok(self.taken(start, want));
         }
-        if len_bytes == 0 {
-            return Err(AllocError::ZeroLength);
-        }
-        if align_bytes != 0 && !align_bytes.is_power_of_two() {
-            return Err(AllocError::BadAlignment { align_bytes });
-        }
-        let align = align_bytes.max(self.granule.bytes()) >> self.shift;
-        // Not a division, which would be a third of the time of a short alloc.
-        let want = ((len_bytes - 1) >> self.shift) + 1;
-        let end = self.end(limit);
-        let Some(at) = self.place(want, align, end) else {
-            return Err(AllocError::NoSpace {
-                want_bytes: len_bytes,
-                align_bytes: align << self.shift,
-                largest_hole_bytes: self.largest_hole_below(end) << self.shift,
-            });
-        };
-        Ok(self.taken(at, want))
+        self.alloc_otherwise(request)
     }
 
     /// Gives exactly `range`.
@@ -214,18 +180,23 @@ impl IovaAllocator {
     /// # Errors
     /// [`AllocAtError`], naming what is in the way.
     pub fn alloc_at(&mut self, range: IovaRange) -> Result<(), AllocAtError> {
-        let usable = self.range(self.first, self.last - self.first + 1);
-        let (at, want) = self.grains(range).ok_or(AllocAtError::Misaligned {
-            range,
-            granule_bytes: self.granule.bytes(),
-        })?;
-        if !usable.contains(range) {
-            return Err(AllocAtError::Outside { range, usable });
+        let granule_bytes = self.granule.bytes();
+        if !self.is_whole(range) {
+            return Err(AllocAtError::Misaligned {
+                range,
+                granule_bytes,
+            });
         }
-        let taken = self.holes.take(at, want) || self.drain() && self.holes.take(at, want);
-        if !taken {
-            let hit = self.live_above(at);
-            return Err(AllocAtError::Taken { range, hit });
+        let usable = self.range(0, self.count);
+        let inside = self.inside(range).filter(|_| usable.contains(range));
+        let (at, want) = inside.ok_or(AllocAtError::Outside { range, usable })?;
+        if !self.space.take_at(at, want) {
+            self.space.drain();
+            if !self.space.take_at(at, want) {
+                let (start, len) = self.space.live_from(at);
+                let hit = self.range(start, len);
+                return Err(AllocAtError::Taken { range, hit });
+            }
         }
         self.taken(at, want);
         Ok(())
@@ -235,16 +206,16 @@ impl IovaAllocator {
     ///
     /// # Errors
     /// [`FreeError`] for anything else, twice the same included.
+    #[inline(always)]
     pub fn free(&mut self, range: IovaRange) -> Result<(), FreeError> {
-        let granules = self.grains(range);
-        let Some((at, len)) = granules.filter(|(at, len)| self.live.remove(*at, *len)) else {
-            return Err(self.why_not_freed(range));
-        };
-        self.used -= len;
-        if !self.magazines.put(at, len) {
-            self.holes.give(at, len);
+        if self.is_whole(range)
+            && let Some((start, len)) = self.inside(range)
+            && self.space.free(start, len)
+        {
+            self.used = self.used.wrapping_sub(u64::from(len));
+            return Ok(());
         }
-        Ok(())
+        Err(self.why_not_freed(range))
     }
 
     /// The free run that covers `from`, from there on, or the next one behind it.
@@ -259,8 +230,7 @@ impl IovaAllocator {
     /// The longest run that an unaligned, unlimited request can get, in bytes.
     #[must_use]
     pub fn largest_hole_bytes(&self) -> u64 {
-        let joined = self.longest_with_magazines();
-        self.holes.largest().max(joined) << self.shift
+        u64::from(self.space.longest_if_drained()) << self.shift
     }
 
     /// Allocated bytes, in whole granules.
@@ -272,156 +242,138 @@ impl IovaAllocator {
     /// Number of live allocations.
     #[must_use]
     pub fn live_count(&self) -> usize {
-        self.live.count()
+        self.space.live_count()
     }
 
     /// Live allocations in order.
     pub fn live(&self) -> impl Iterator<Item = IovaRange> {
-        self.live.iter().map(|(start, len)| self.range(start, len))
+        self.space.live().map(|(start, len)| self.range(start, len))
     }
 
     /// Bytes of memory held beside the value itself.
     #[must_use]
     pub fn heap_bytes(&self) -> usize {
-        self.holes.heap_bytes() + self.magazines.heap_bytes() + self.live.heap_bytes()
+        self.space.heap_bytes()
     }
 
     /// Checks that holes, magazines and live runs are disjoint and make the
-    /// whole, and that each of them is sound.
+    /// whole, and that every look-up agrees with them.
     ///
     /// # Panics
     /// If not.
     pub fn check_invariants(&self) {
-        self.holes.check_invariants();
-        self.live.check_invariants();
-        let free = self.holes.iter().chain(self.magazines.iter());
-        let mut runs: Vec<_> = free.chain(self.live.iter()).collect();
-        runs.sort_unstable();
-        let mut next = self.first;
-        for (start, len) in runs {
-            assert_eq!(start, next, "runs neither overlap nor leave gaps");
-            assert!(len > 0, "no run is empty");
-            next = start + len;
-        }
-        assert_eq!(next, self.last + 1, "runs make the whole");
-        let used: u64 = self.live.iter().map(|(_, len)| len).sum();
+        self.space.check_invariants();
+        let used: u64 = self.space.live().map(|(_, len)| u64::from(len)).sum();
         assert_eq!(used, self.used, "what is used is counted");
+        assert_eq!(
+            self.space.live().count(),
+            self.live_count(),
+            "live ones are counted"
+        );
     }
 
-    fn taken(&mut self, at: Grain, want: u64) -> IovaRange {
-        self.live.insert(at, want);
-        self.used += want;
-        self.range(at, want)
-    }
-
-    fn why_not_freed(&self, range: IovaRange) -> FreeError {
-        let start = range.start();
-        let at = start.get() >> self.shift;
-        let len = self.live.len_at(at);
-        len.map_or(FreeError::NotAllocated { start }, |len| {
-            FreeError::WrongSize {
-                range,
-                allocated: self.range(at, len),
+    /// With a limit or an alignment, or when there is no hole at hand.
+    /// Magazines are emptied before there is said to be none.
+    #[cold]
+    #[inline(never)]
+    fn alloc_otherwise(&mut self, request: AllocRequest) -> Result<IovaRange, AllocError> {
+        let AllocRequest {
+            len_bytes,
+            align_bytes,
+            limit,
+        } = request;
+        if len_bytes == 0 {
+            return Err(AllocError::ZeroLength);
+        }
+        if align_bytes != 0 && !align_bytes.is_power_of_two() {
+            return Err(AllocError::BadAlignment { align_bytes });
+        }
+        let align = align_bytes.max(self.granule.bytes()) >> self.shift;
+        let end = self.end(limit);
+        if let Ok(want) = u32::try_from(self.granules_of(len_bytes)) {
+            let mut start = self.space.take_where(want, align, end);
+            if start.is_none() && self.space.drain() {
+                start = self.space.take_where(want, align, end);
             }
+            if let Some(start) = start {
+                return Ok(self.taken(start, want));
+            }
+        }
+        self.space.drain();
+        Err(AllocError::NoSpace {
+            want_bytes: len_bytes,
+            align_bytes: align << self.shift,
+            largest_hole_bytes: u64::from(self.space.longest_below(end)) << self.shift,
         })
     }
 
-    /// Takes `want` free granules below `end`, the first at a multiple of
-    /// `align`. Magazines are emptied before there is said to be none.
-    fn place(&mut self, want: u64, align: u64, end: Grain) -> Option<Grain> {
-        // Nothing but 0 is aligned to more than the whole space.
-        if align > self.last {
-            return None;
-        }
-        let will_do = |at: Grain| at & (align - 1) == 0 && at + want <= end;
-        self.magazines
-            .get(want, will_do)
-            .or_else(|| self.take_hole(want, align, end))
-            .or_else(|| self.drain().then(|| self.take_hole(want, align, end))?)
+    #[inline(always)]
+    fn taken(&mut self, start: u32, want: u32) -> IovaRange {
+        self.used = self.used.wrapping_add(u64::from(want));
+        self.range(start, want)
     }
 
-    fn take_hole(&mut self, want: u64, align: u64, end: Grain) -> Option<Grain> {
-        if align == 1 && end > self.last {
-            return self.holes.take_good(want);
-        }
-        let window = 0..=end.checked_sub(1)?;
-        self.holes.take_first(want, align.trailing_zeros(), window)
-    }
-
-    /// Gives what is in magazines back to the holes. `false` if they were empty.
-    fn drain(&mut self) -> bool {
-        if self.magazines.is_empty() {
-            return false;
-        }
-        for (start, len) in self.magazines.drain() {
-            self.holes.give(start, len);
-        }
-        true
+    #[cold]
+    #[inline(never)]
+    fn why_not_freed(&self, range: IovaRange) -> FreeError {
+        let start = range.start();
+        let at = (start.get() >> self.shift).checked_sub(self.first);
+        let at = at.and_then(|at| u32::try_from(at).ok());
+        let allocated = at.and_then(|at| Some(self.range(at, self.space.live_len(at)?)));
+        allocated.map_or(FreeError::NotAllocated { start }, |allocated| {
+            FreeError::WrongSize { range, allocated }
+        })
     }
 
     /// One past the last granule that may be used.
-    fn end(&self, limit: Option<Iova>) -> Grain {
+    fn end(&self, limit: Option<Iova>) -> u64 {
         let below_limit = limit.map(|last| {
             let whole = self.granule.offset_in(last.get()) == self.granule.bytes() - 1;
             (last.get() >> self.shift) + u64::from(whole)
         });
-        below_limit.unwrap_or(Grain::MAX).min(self.last + 1)
+        let end = self.first + u64::from(self.count);
+        below_limit.unwrap_or(end).min(end)
     }
 
-    /// Asked when magazines are empty.
-    fn largest_hole_below(&mut self, end: Grain) -> u64 {
-        self.drain();
-        match end.checked_sub(1) {
-            Some(last) if last < self.last => self.holes.largest_in(0..=last),
-            Some(_) => self.holes.largest(),
-            None => 0,
-        }
+    /// Not a division, which would be a third of the time of a short alloc.
+    #[inline(always)]
+    fn granules_of(&self, len_bytes: u64) -> u64 {
+        // Here and below `wrapping` only saves a check: shifts are below 64, and
+        // numbers of granules and their sums far below 2^64.
+        (len_bytes.wrapping_sub(1))
+            .wrapping_shr(self.shift)
+            .wrapping_add(1)
     }
 
-    /// The longest run that draining the magazines would make. They are not
-    /// drained, so that a question changes no later answer.
-    fn longest_with_magazines(&self) -> u64 {
-        let mut cached: Vec<_> = self.magazines.iter().collect();
-        cached.sort_unstable();
-        let hole_end = |at: Grain| self.holes.hole_at(at).map_or(at, |(s, len)| s + len);
-        let hole_start = |at: Grain| self.holes.hole_at(at - 1).map_or(at, |(start, _)| start);
-        let (mut longest, mut run, mut next) = (0, 0, 0);
-        for (start, len) in cached {
-            if start != next {
-                run = hole_start(start);
-            }
-            next = hole_end(start + len);
-            longest = longest.max(next - run);
-        }
-        longest
+    /// Ones below the granule in `last`, none in `start`.
+    #[inline(always)]
+    fn is_whole(&self, range: IovaRange) -> bool {
+        (range.start().get() | !range.last().get()) & self.granule_mask() == 0
     }
 
-    /// The lowest live run that `at` is part of or lies below. There is one,
-    /// and magazines are empty.
-    fn live_above(&self, at: Grain) -> IovaRange {
-        let taken = self
-            .holes
-            .hole_at(at)
-            .map_or(at, |(start, len)| start + len);
-        let (start, len) = self.live.covering(taken).expect("what is not free is live");
-        self.range(start, len)
+    /// Start and length in granules, counted from the first. `None` if they are
+    /// no numbers of granules that this allocator may have.
+    #[inline(always)]
+    fn inside(&self, range: IovaRange) -> Option<(u32, u32)> {
+        let at = range.start().get().wrapping_shr(self.shift);
+        let last = range.last().get().wrapping_shr(self.shift);
+        let start = u32::try_from(at.wrapping_sub(self.first)).ok()?;
+        let len = u32::try_from(last.wrapping_sub(at).wrapping_add(1)).ok()?;
+        Some((start, len))
     }
 
-    fn grains(&self, range: IovaRange) -> Option<(Grain, u64)> {
-        let (start, last) = (range.start().get(), range.last().get());
-        // Ones below the granule in `last`, none in `start`.
-        let whole = (start | !last) & self.granule_mask() == 0;
-        let (at, to) = (start >> self.shift, last >> self.shift);
-        whole.then_some((at, to - at + 1))
-    }
-
+    #[inline(always)]
     fn granule_mask(&self) -> u64 {
-        (1 << self.shift) - 1
+        1_u64.wrapping_shl(self.shift).wrapping_sub(1)
     }
 
-    fn range(&self, at: Grain, len: u64) -> IovaRange {
-        let start = Iova::new(at << self.shift);
-        let last = Iova::new(((at + len - 1) << self.shift) | self.granule_mask());
+    #[inline(always)]
+    fn range(&self, start: u32, len: u32) -> IovaRange {
+        let at = self.first.wrapping_add(u64::from(start));
+        let end = at.wrapping_add(u64::from(len));
+        let start = Iova::new(at.wrapping_shl(self.shift));
+        // One past it may be 2^64.
+        let last = Iova::new(end.wrapping_shl(self.shift).wrapping_sub(1));
         IovaRange::new(start, last).expect("a run is not empty")
     }
 }

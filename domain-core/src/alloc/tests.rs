@@ -223,11 +223,11 @@ fn neighbours_are_not_freed_as_one() {
 
 #[test]
 fn long_allocations_are_checked_and_named_as_short_ones_are() {
-    let aperture = IovaRange::from_len(Iova::new(1 << 60), 1 << 50).unwrap();
+    let aperture = IovaRange::from_len(Iova::new(1 << 60), 1 << 43).unwrap();
     let mut iovas = IovaAllocator::new(aperture, Granule::Size4K).unwrap();
     let range = |start: u64, len| IovaRange::from_len(Iova::new((1 << 60) + start), len).unwrap();
-    let long = iovas.alloc(AllocRequest::of(1 << 49)).unwrap();
-    iovas.alloc_at(range((1 << 50) - P, P)).unwrap();
+    let long = iovas.alloc(AllocRequest::of(1 << 42)).unwrap();
+    iovas.alloc_at(range((1 << 43) - P, P)).unwrap();
     assert_eq!(iovas.live_count(), 2);
     let part = range(0, P);
     assert_eq!(
@@ -274,13 +274,73 @@ fn memory_grows_with_what_is_allocated_and_not_with_the_space() {
         let iovas = IovaAllocator::new(aperture, Granule::Size4K).unwrap();
         size_of::<IovaAllocator>() + iovas.heap_bytes()
     };
-    assert!(idle(64 << 20) < 2 << 10, "{}", idle(64 << 20));
+    assert!(idle(64 << 20) < 3 << 10, "{}", idle(64 << 20));
     assert_eq!(idle(64 << 20), idle(1 << 62));
 
     let mut iovas = mib_at_zero();
     let fresh = iovas.heap_bytes();
     while iovas.alloc(AllocRequest::of(P)).is_ok() {}
-    assert!(iovas.heap_bytes() - fresh < 255 * 32);
+    assert!(iovas.heap_bytes() - fresh < 255 * 36);
+}
+
+#[test]
+fn of_an_aperture_beyond_2_to_the_32_granules_the_lower_part_is_given() {
+    let aperture = IovaRange::from_len(Iova::new(0), 1 << 52).unwrap();
+    let mut iovas = IovaAllocator::new(aperture, Granule::Size4K).unwrap();
+    let most = iovas.largest_hole_bytes();
+    assert_eq!(most, ((1 << 32) - 4) * P);
+    let all = iovas.alloc(AllocRequest::of(most)).unwrap();
+    assert_eq!(all.len_bytes(), Some(most));
+    let beyond = IovaRange::from_len(Iova::new(1 << 50), P).unwrap();
+    let start = beyond.start();
+    let refused = iovas.alloc_at(beyond);
+    assert!(matches!(refused, Err(AllocAtError::Outside { usable, .. }) if usable == all));
+    assert_eq!(iovas.free(beyond), Err(FreeError::NotAllocated { start }));
+    assert!(iovas.alloc(AllocRequest::of(1 << 50)).is_err());
+    iovas.free(all).unwrap();
+    iovas.check_invariants();
+}
+
+/// Holes of those lengths, with live granules between, in their order and with
+/// the last of them freed last.
+fn with_holes(lens: impl Iterator<Item = u64>) -> IovaAllocator {
+    let aperture = IovaRange::from_len(Iova::new(0), 1 << 32).unwrap();
+    let mut iovas = IovaAllocator::new(aperture, Granule::Size4K).unwrap();
+    let mut alloc = |granules: u64| iovas.alloc(AllocRequest::of(granules * P)).unwrap();
+    let mut holes = Vec::new();
+    for len in lens {
+        holes.push(alloc(len));
+        alloc(1);
+    }
+    let rest = iovas.largest_hole_bytes();
+    iovas.alloc(AllocRequest::of(rest)).unwrap();
+    holes.iter().for_each(|hole| iovas.free(*hole).unwrap());
+    iovas
+}
+
+#[test]
+fn the_one_long_hole_that_fits_is_found_below_many_that_almost_do() {
+    let mut iovas = with_holes(std::iter::once(285).chain([260; 100]));
+    assert_eq!(iovas.largest_hole_bytes(), 285 * P);
+    let refused = iovas.alloc(AllocRequest::of(286 * P)).unwrap_err();
+    assert!(
+        matches!(refused, AllocError::NoSpace { largest_hole_bytes, .. } if largest_hole_bytes == 285 * P)
+    );
+    iovas.alloc(AllocRequest::of(285 * P)).unwrap();
+    assert!(iovas.alloc(AllocRequest::of(261 * P)).is_err());
+    assert_eq!(iovas.largest_hole_bytes(), 260 * P);
+    iovas.check_invariants();
+}
+
+#[test]
+fn plain_requests_are_refused_without_an_index_of_addresses() {
+    let mut iovas = with_holes((1..=200).map(|at| 1 + at % 7));
+    let before = iovas.heap_bytes();
+    assert!(iovas.alloc(AllocRequest::of(8 * P)).is_err());
+    assert_eq!(iovas.heap_bytes(), before);
+    assert!(iovas.alloc(aligned(7 * P, 1 << 20)).is_err());
+    assert!(iovas.heap_bytes() > before, "that took one");
+    iovas.check_invariants();
 }
 
 /// Small spaces of every kind, each with at most 400 granules.
@@ -296,7 +356,6 @@ fn spaces() -> impl Strategy<Value = (IovaRange, Granule)> {
             let (size, len) = (granule.bytes(), count * granule.bytes());
             let start = match place {
                 0 => 0,
-                // Across a border of pages of marks, and far from the first.
                 1 => 4000 * size,
                 2 => (1 << 45) + 300 * size,
                 _ => u64::MAX - len + 1,
@@ -466,6 +525,15 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// What no address is asked for.
+fn plain_op() -> impl Strategy<Value = Op> {
+    let lens = prop_oneof![4 => 1..4_u64, 2 => 1..40_u64];
+    prop_oneof![
+        12 => lens.prop_map(|len| Op::Alloc(len, 0, None)),
+        8 => any::<prop::sample::Index>().prop_map(Op::Free),
+    ]
+}
+
 fn run(iovas: &mut IovaAllocator, model: &mut Model, op: &Op) {
     match *op {
         Op::Alloc(granules, align, limit) => {
@@ -518,6 +586,23 @@ proptest! {
             return Ok(());
         };
         for op in &ops {
+            run(&mut iovas, &mut model, op);
+            model.check_whole(&iovas);
+        }
+    }
+
+    #[test]
+    fn addresses_may_be_asked_for_at_any_time(
+        (space, granule) in spaces(),
+        before in prop::collection::vec(plain_op(), 50..200),
+        after in prop::collection::vec(op(), 1..50),
+    ) {
+        let mut model = Model::new(space, granule);
+        let Some(mut iovas) = IovaAllocator::new(space, granule) else {
+            return Ok(());
+        };
+        before.iter().for_each(|op| run(&mut iovas, &mut model, op));
+        for op in &after {
             run(&mut iovas, &mut model, op);
             model.check_whole(&iovas);
         }
