@@ -102,11 +102,6 @@ impl IovaRange {
         self.start
     }
 
-    /// For maps that borrow the key from the range.
-    pub(crate) const fn start_ref(&self) -> &Iova {
-        &self.start
-    }
-
     /// Last address that still belongs to the range.
     #[must_use]
     pub const fn last(self) -> Iova {

@@ -217,7 +217,7 @@ impl Domain {
         let state = self.lock();
         let entry = state.iotlb.lookup(range)?;
         if entry.target.region.slot().is_some() {
-            return Some(state.direct_view(entry));
+            return Some(state.direct_view(&entry));
         }
         let (_, held) = state.held.range(..=entry.range.start()).next_back()?;
         debug_assert_eq!((held.visible, held.phase), (entry.range, Phase::Live));
@@ -320,7 +320,7 @@ impl State {
     }
 
     /// Direct entries from the one that covers `from` on, by address.
-    pub(super) fn direct_from(&self, from: Iova) -> impl Iterator<Item = &Entry> {
+    pub(super) fn direct_from(&self, from: Iova) -> impl Iterator<Item = Entry> {
         let byte = IovaRange::from_len(from, 1).expect("a byte is not empty");
         let covering = self.iotlb.lookup(byte);
         let covering = covering
@@ -332,7 +332,7 @@ impl State {
     fn inside(&self, range: IovaRange, limit: Iova) -> Result<Vec<Entry>, UnmapDirectError> {
         let hit = self.direct_from(range.start());
         let hit = hit.take_while(|entry| entry.range.overlaps(range));
-        let hit: Vec<_> = hit.copied().collect();
+        let hit: Vec<_> = hit.collect();
         if let Some(cut) = hit.iter().find(|entry| !range.contains(entry.range)) {
             let cut = cut.range;
             return Err(UnmapDirectError::Cuts { range, cut });

@@ -703,7 +703,7 @@ impl Domain {
         let is_below = |view: &MappingView| apertures.is_none_or(|there| view.visible < there);
         let direct = || {
             let entries = state.direct_from(from);
-            entries.map(|entry| state.direct_view(entry))
+            entries.map(|entry| state.direct_view(&entry))
         };
         let below = direct().take_while(is_below);
         let above = direct().skip_while(is_below);

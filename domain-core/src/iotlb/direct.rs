@@ -97,17 +97,13 @@ impl Replaced {
             added: Vec::with_capacity(new.len()),
             removed: Vec::with_capacity(old.len()),
         };
-        replaced.compare(old.iter(), new.iter());
+        replaced.compare(old.iter(), new.iter().copied());
         replaced.added.shrink_to_fit();
         replaced.removed.shrink_to_fit();
         replaced
     }
 
-    fn compare<'e>(
-        &mut self,
-        old: impl Iterator<Item = &'e Entry>,
-        new: impl Iterator<Item = &'e Entry>,
-    ) {
+    fn compare(&mut self, old: impl Iterator<Item = Entry>, new: impl Iterator<Item = Entry>) {
         let (mut old, mut new) = (old.peekable(), new.peekable());
         loop {
             let order = match (old.peek(), new.peek()) {

@@ -77,7 +77,7 @@ const ROOT_NODE: u64 = NODES_MOST as u64 - 1;
 const PREFIX_SHIFT: u32 = 21;
 
 /// A word of a node.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Word(u64);
 
 /// What a word of a node says.

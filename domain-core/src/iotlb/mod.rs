@@ -114,8 +114,8 @@ impl<W: Words> Iotlb<W> {
         Ok(Iotlb {
             granule,
             apertures,
-            inside: Ordered::default(),
-            direct: Ordered::default(),
+            inside: Ordered::new(granule),
+            direct: Ordered::new(granule),
             table: Table::new(Arc::new(words), granule, apertures)?,
         })
     }
@@ -139,7 +139,7 @@ impl<W: Words> Iotlb<W> {
     }
 
     /// All entries, by address.
-    pub fn entries(&self) -> impl Iterator<Item = &Entry> {
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
         let start = self.apertures.map_or(Iova::new(0), IovaRange::start);
         let below = self.direct.starting_in(..start);
         below
@@ -154,18 +154,18 @@ impl<W: Words> Iotlb<W> {
     }
 
     /// All direct entries, by address.
-    pub fn direct_entries(&self) -> impl Iterator<Item = &Entry> {
+    pub fn direct_entries(&self) -> impl Iterator<Item = Entry> {
         self.direct.iter()
     }
 
     /// The direct entries that start at `from` or above, by address.
-    pub fn direct_range(&self, from: Iova) -> impl Iterator<Item = &Entry> {
+    pub fn direct_range(&self, from: Iova) -> impl Iterator<Item = Entry> {
         self.direct.starting_in(from..)
     }
 
     /// The lowest entry that overlaps `range`, whole.
     #[must_use]
-    pub fn lookup(&self, range: IovaRange) -> Option<&Entry> {
+    pub fn lookup(&self, range: IovaRange) -> Option<Entry> {
         match (self.inside.lookup(range), self.direct.lookup(range)) {
             (Some(one), Some(other)) => Some(if one.range < other.range { one } else { other }),
             (one, other) => one.or(other),
@@ -322,7 +322,7 @@ impl<W: Words> Iotlb<W> {
         // Derived once more: cheaper than keeping them, of which there may be many.
         let runs = entries.iter().map(|entry| Run::of(entry, self.granule));
         let root = self.table.build_aside(runs)?;
-        self.direct = Ordered::from_sorted(entries);
+        self.direct = Ordered::from_sorted(self.granule, entries);
         self.table.replace(Tree::Direct, root);
         self.table.commit();
         Ok(replaced)
@@ -486,7 +486,7 @@ impl<W: Words> Iotlb<W> {
             "readers can know the generation"
         );
         for entry in self.entries() {
-            self.check_leaves(&walker, entry);
+            self.check_leaves(&walker, &entry);
         }
     }
 

@@ -401,7 +401,7 @@ fn backing(domain: &Domain, iova: Iova) -> (&crate::region::SharedMemory, u64) {
 
 /// Everything that a refused request must leave as it was.
 fn table(domain: &Domain) -> (Usage, Vec<Entry>) {
-    let entries = domain.look().iotlb.entries().copied().collect();
+    let entries = domain.look().iotlb.entries().collect();
     (domain.usage(), entries)
 }
 

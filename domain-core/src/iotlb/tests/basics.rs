@@ -88,7 +88,7 @@ fn entries_are_listed_by_address_across_the_namespaces() {
     for first in [300, 105, 50, 100, 110, 99] {
         iotlb.insert(entry(first, 1, 0, 0)).unwrap();
     }
-    let starts = |entries: &mut dyn Iterator<Item = &Entry>| -> Vec<u64> {
+    let starts = |entries: &mut dyn Iterator<Item = Entry>| -> Vec<u64> {
         entries.map(|entry| entry.range.start().get() / P).collect()
     };
     assert_eq!(starts(&mut iotlb.entries()), [50, 99, 100, 105, 110, 300]);

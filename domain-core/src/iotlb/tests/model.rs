@@ -154,7 +154,7 @@ impl Pair {
             Op::RemoveAll(all) => self.remove_all(&all),
             Op::Replace(specs) => self.replace(specs.into_iter().map(Spec::entry).collect()),
             Op::ReplaceBut(n) => {
-                let mut all: Vec<_> = self.iotlb.direct_entries().copied().collect();
+                let mut all: Vec<_> = self.iotlb.direct_entries().collect();
                 if !all.is_empty() {
                     all.swap_remove(n % all.len());
                 }
@@ -204,7 +204,7 @@ impl Pair {
     }
 
     fn replace(&mut self, mut given: Vec<Entry>) -> bool {
-        let old: Vec<_> = self.iotlb.direct_entries().copied().collect();
+        let old: Vec<_> = self.iotlb.direct_entries().collect();
         // Some are refused already when the table is built.
         let Ok(table) = DirectTable::build(given.clone()) else {
             return false;
@@ -229,7 +229,7 @@ impl Pair {
 
     fn compare(&self) {
         self.iotlb.check_invariants();
-        assert!(self.iotlb.entries().eq(self.model.values()));
+        assert!(self.iotlb.entries().eq(self.model.values().copied()));
         let walker = self.iotlb.walker();
         for entry in self.model.values() {
             let (start, last) = (entry.range.start().get(), entry.range.last().get());
@@ -264,7 +264,7 @@ impl Pair {
         }
         let byte = IovaRange::new(iova, iova).unwrap();
         let exact = self.model.values().find(|entry| entry.range.contains(byte));
-        assert_eq!(self.iotlb.lookup(byte), exact);
+        assert_eq!(self.iotlb.lookup(byte), exact.copied());
         let pieces = self.iotlb.translate(byte, Perm::Read);
         assert_eq!(
             pieces.is_ok(),

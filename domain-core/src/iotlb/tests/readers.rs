@@ -121,7 +121,7 @@ fn readers_find_an_entry_whole_or_nothing_and_never_a_foreign_region() {
                 }
                 while let Err(refused) = iotlb.insert(entry) {
                     assert!(matches!(refused, InsertError::NoRoom(_)), "{refused}");
-                    let first = iotlb.direct_entries().next().copied();
+                    let first = iotlb.direct_entries().next();
                     if let Some(first) = first {
                         iotlb.remove(first.range.start());
                     }

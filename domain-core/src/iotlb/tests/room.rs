@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 /// Everything that a failure must leave as it was.
 fn picture(iotlb: &Iotlb<Stingy>) -> (u64, Vec<Entry>, TableUsage) {
-    let entries = iotlb.entries().copied().collect();
+    let entries = iotlb.entries().collect();
     (iotlb.generation(), entries, iotlb.table_usage())
 }
 
