@@ -13,6 +13,7 @@ use domaind_proto::v1;
 use crate::demo::{DemoArgs, DeviceArgs, DriverArgs};
 use crate::exit::EXIT_CODES;
 use crate::range::{self, NotARange};
+use crate::scoped::{self, Scoped, domain_id};
 use crate::size::{self, SizeError};
 use crate::time;
 
@@ -160,6 +161,10 @@ pub(crate) enum Create {
     ///
     /// Attaches as a driver for as long as it takes, so the domain must be one
     /// that the caller may attach to; --admin does not help.
+    ///
+    /// If it fails or is interrupted before its id is printed, it is taken back.
+    /// What kill -9, or a daemon that does not answer, may leave behind shows in
+    /// `get memories`.
     #[command(aliases = ["memories", "mem"])]
     Memory(CreateMemory),
 }
@@ -170,7 +175,7 @@ pub(crate) struct CreateMemory {
     /// In which domain
     #[arg(value_parser = domain_id)]
     pub(crate) domain: DomainId,
-    /// How much, rounded up to 4KiB
+    /// How much, rounded up to the domain's granule
     #[arg(long = "size", value_name = "SIZE", value_parser = size::parse)]
     pub(crate) size_bytes: u64,
     /// Let no mapping write it
@@ -304,13 +309,13 @@ pub(crate) struct GetMappings {
     pub(crate) kind: Option<Kind>,
     /// Only what leads to this memory
     #[arg(long, value_name = "ID", value_parser = memory_id)]
-    pub(crate) memory: Option<MemoryId>,
+    pub(crate) memory: Option<Scoped<MemoryId>>,
     /// Only what shows this byte of the memory
     #[arg(long, value_name = "BYTES", value_parser = size::parse, requires = "memory")]
     pub(crate) offset: Option<u64>,
     /// Only what overlaps these addresses: 0x1000-0x1fff, 0x1000+4KiB, or one
-    #[arg(long, value_name = "RANGE", value_parser = range::parse_or_address)]
-    pub(crate) range: Option<IovaRange>,
+    #[arg(long, value_name = "RANGE", value_parser = range::parse_scoped_or_address)]
+    pub(crate) range: Option<Scoped<IovaRange>>,
 }
 
 /// Which memories.
@@ -411,19 +416,20 @@ pub(crate) enum Delete {
     ///
     /// Attaches as a driver for as long as it takes, so the domain must be one
     /// that the caller may attach to; --admin does not help.
-    #[command(aliases = ["memories", "mem"])]
+    #[command(
+        aliases = ["memories", "mem"],
+        override_usage = "domainctl delete memory [OPTIONS] [DOMAIN] <ID>..."
+    )]
     Memory(DeleteMemories),
 }
 
 /// Which memories to delete.
 #[derive(Debug, Args)]
 pub(crate) struct DeleteMemories {
-    /// In which domain
-    #[arg(value_parser = domain_id)]
-    pub(crate) domain: DomainId,
-    /// Which, as `get memories` shows
-    #[arg(value_name = "ID", required = true, value_parser = memory_id)]
-    pub(crate) memories: Vec<MemoryId>,
+    /// The domain, which may be left out if the memories are named with it, and
+    /// then the memories: 3, or domains/d0/memories/3 as -o name prints it
+    #[arg(value_name = "DOMAIN|ID", required = true, value_parser = memory_word)]
+    pub(crate) words: Vec<Word<MemoryId>>,
 }
 
 /// Which domains to delete.
@@ -482,12 +488,13 @@ pub(crate) struct Free {
 /// What to map.
 #[derive(Debug, Args)]
 pub(crate) struct Map {
-    /// In which domain; may be left out if there is only one
+    /// In which domain; may be left out if the memory is named with it, or if
+    /// there is only one
     #[arg(value_parser = domain_id)]
     pub(crate) domain: Option<DomainId>,
     /// Which memory, as `get memories` shows
     #[arg(long, value_name = "ID", value_parser = memory_id)]
-    pub(crate) memory: MemoryId,
+    pub(crate) memory: Scoped<MemoryId>,
     /// Where in the memory to begin
     #[arg(long, value_name = "BYTES", value_parser = size::parse, default_value = "0")]
     pub(crate) offset: u64,
@@ -525,10 +532,11 @@ pub(crate) enum Perm {
 /// What to unmap.
 #[derive(Debug, Args)]
 pub(crate) struct Unmap {
-    /// The domain, which may be left out if there is only one, and then the
-    /// ranges: 0x1000-0x1fff, both included, or 0x1000+4KiB
+    /// The domain, which may be left out if the ranges are named with it or if
+    /// there is only one, and then the ranges: 0x1000-0x1fff, both included, or
+    /// 0x1000+4KiB, or domains/d0/mappings/0x1000-0x1fff as -o name prints it
     #[arg(value_name = "DOMAIN|RANGE", value_parser = word)]
-    pub(crate) words: Vec<Word>,
+    pub(crate) words: Vec<Word<IovaRange>>,
     /// Everything that is mapped directly
     #[arg(long)]
     pub(crate) all: bool,
@@ -556,10 +564,11 @@ pub(crate) struct SetMap {
 /// What to clear.
 #[derive(Debug, Args)]
 pub(crate) struct ClearMap {
-    /// The domain, which may be left out if there is only one, and then the
-    /// ranges: 0x1000-0x1fff, both included, or 0x1000+4KiB
+    /// The domain, which may be left out if the ranges are named with it or if
+    /// there is only one, and then the ranges: 0x1000-0x1fff, both included, or
+    /// 0x1000+4KiB, or domains/d0/mappings/0x1000-0x1fff as -o name prints it
     #[arg(value_name = "DOMAIN|RANGE", required = true, value_parser = word)]
-    pub(crate) words: Vec<Word>,
+    pub(crate) words: Vec<Word<IovaRange>>,
 }
 
 /// What to reset.
@@ -577,10 +586,11 @@ pub(crate) struct ResetBounce {
 /// What to translate.
 #[derive(Debug, Args)]
 pub(crate) struct Translate {
-    /// The domain, which may be left out if there is only one, and then the
-    /// range: 0x1000-0x1fff, both included, 0x1000+4KiB, or one address
+    /// The domain, which may be left out if the range is named with it or if
+    /// there is only one, and then the range: 0x1000-0x1fff, both included,
+    /// 0x1000+4KiB, domains/d0/mappings/0x1000-0x1fff, or one address
     #[arg(value_name = "DOMAIN|RANGE", required = true, num_args = 1..=2, value_parser = word_or_address)]
-    pub(crate) words: Vec<Word>,
+    pub(crate) words: Vec<Word<IovaRange>>,
     /// What shall be done with it
     #[arg(long, value_enum, default_value = "r")]
     pub(crate) want: Perm,
@@ -589,19 +599,21 @@ pub(crate) struct Translate {
 /// What to look up.
 #[derive(Debug, Args)]
 pub(crate) struct Lookup {
-    /// The domain, which may be left out if there is only one, and then the
-    /// range: 0x1000-0x1fff, both included, 0x1000+4KiB, or one address
+    /// The domain, which may be left out if the range is named with it or if
+    /// there is only one, and then the range: 0x1000-0x1fff, both included,
+    /// 0x1000+4KiB, domains/d0/mappings/0x1000-0x1fff, or one address
     #[arg(value_name = "DOMAIN|RANGE", required = true, num_args = 1..=2, value_parser = word_or_address)]
-    pub(crate) words: Vec<Word>,
+    pub(crate) words: Vec<Word<IovaRange>>,
 }
 
-/// A domain or a range: no domain begins with a digit, and every range does.
+/// A domain or something in one: no domain begins with a digit, and every range
+/// and id does, or has it behind the name of what it is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Word {
+pub(crate) enum Word<T> {
     /// In which domain.
     Domain(DomainId),
-    /// Which addresses.
-    Range(IovaRange),
+    /// What.
+    Thing(Scoped<T>),
 }
 
 /// Which daemon to ask for its health.
@@ -706,52 +718,60 @@ impl From<Perm> for domain_core::Perm {
     }
 }
 
-/// `d0`, or `domains/d0` as `-o name` prints it, or `domain/d0` as kubectl
-/// would.
-fn domain_id(text: &str) -> Result<DomainId, NameError> {
-    DomainId::parse_lenient(text.strip_prefix("domain/").unwrap_or(text))
-}
-
 /// `7`, `sessions/7` or `session/7`.
 fn session_id(text: &str) -> Result<SessionId, NameError> {
     parse_session_lenient(text.strip_prefix("session/").unwrap_or(text))
 }
 
 /// `3`, or `memories/3` with or without its domain, as `-o name` prints it.
-fn memory_id(text: &str) -> Result<MemoryId, NotAMemory> {
-    let prefixes = ["memories/", "memory/"];
-    let cut = prefixes.iter().find_map(|prefix| text.rsplit_once(prefix));
-    let number = cut.map_or(text, |(_, number)| number);
-    match number.parse() {
-        Ok(number) => Ok(MemoryId::new(number)),
-        Err(_) => Err(NotAMemory),
-    }
+fn memory_id(text: &str) -> Result<Scoped<MemoryId>, NotAMemory> {
+    let Scoped { domain, thing } = scoped::split(MEMORIES, text)?;
+    let number = thing.parse().map_err(|_| NotAMemory::Number)?;
+    let thing = MemoryId::new(number);
+    Ok(Scoped { domain, thing })
 }
+
+/// What a memory has its name in.
+const MEMORIES: &[&str] = &["memories/", "memory/"];
 
 /// Why a text names no memory.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("not the number of a memory: `get memories` shows them")]
-struct NotAMemory;
+enum NotAMemory {
+    #[error("not the number of a memory: `get memories` shows them")]
+    Number,
+    #[error(transparent)]
+    Domain(#[from] NameError),
+}
 
-/// Why a text is neither a domain nor a range.
+/// Why a text is neither a domain nor something in one.
 #[derive(Clone, Debug, thiserror::Error)]
 enum NotAWord {
     #[error(transparent)]
     Range(#[from] NotARange),
     #[error(transparent)]
+    Memory(#[from] NotAMemory),
+    #[error(transparent)]
     Domain(#[from] NameError),
 }
 
-fn word(text: &str) -> Result<Word, NotAWord> {
+fn word(text: &str) -> Result<Word<IovaRange>, NotAWord> {
     match range::looks_like(text) {
-        true => Ok(Word::Range(range::parse(text)?)),
+        true => Ok(Word::Thing(range::parse_scoped(text)?)),
         false => Ok(Word::Domain(domain_id(text)?)),
     }
 }
 
-fn word_or_address(text: &str) -> Result<Word, NotAWord> {
+fn word_or_address(text: &str) -> Result<Word<IovaRange>, NotAWord> {
     match range::looks_like(text) {
-        true => Ok(Word::Range(range::parse_or_address(text)?)),
+        true => Ok(Word::Thing(range::parse_scoped_or_address(text)?)),
+        false => Ok(Word::Domain(domain_id(text)?)),
+    }
+}
+
+fn memory_word(text: &str) -> Result<Word<MemoryId>, NotAWord> {
+    let has_number = text.starts_with(|c: char| c.is_ascii_digit());
+    match has_number || scoped::is_in(MEMORIES, text) {
+        true => Ok(Word::Thing(memory_id(text)?)),
         false => Ok(Word::Domain(domain_id(text)?)),
     }
 }
@@ -818,12 +838,26 @@ mod tests {
         for name in ["7", "sessions/7", "session/7"] {
             assert_eq!(session_id(name).unwrap(), SessionId::new(7));
         }
-        for name in ["3", "memories/3", "memory/3", "domains/d0/memories/3"] {
-            assert_eq!(memory_id(name).unwrap(), MemoryId::new(3));
+        let d0 = DomainId::new("d0").ok();
+        for (name, domain) in [
+            ("3", None),
+            ("memories/3", None),
+            ("memory/3", None),
+            ("domains/d0/memories/3", d0.clone()),
+        ] {
+            let thing = MemoryId::new(3);
+            let memory = Scoped { domain, thing };
+            assert_eq!(memory_id(name).unwrap(), memory);
+            assert_eq!(memory_word(name).unwrap(), Word::Thing(memory));
         }
-        for name in ["0x1000-0x1fff", "domains/d0/mappings/0x1000-0x1fff"] {
-            let range = range::parse("0x1000+4KiB").unwrap();
-            assert_eq!(word(name).unwrap(), Word::Range(range));
+        for (name, domain) in [
+            ("0x1000-0x1fff", None),
+            ("domains/d0/mappings/0x1000-0x1fff", d0),
+        ] {
+            let thing = range::parse("0x1000+4KiB").unwrap();
+            let range = Word::Thing(Scoped { domain, thing });
+            assert_eq!(word(name).unwrap(), range);
+            assert_eq!(word_or_address(name).unwrap(), range);
         }
     }
 
@@ -905,11 +939,15 @@ mod tests {
             "alloc d0",
             "free d0 0x1000",
             "create memory d0",
-            "delete memory d0",
-            "delete memory d0 x",
+            "delete memory",
+            "delete memory d0 1x",
+            "delete memory d0 memories/x",
+            "delete memory d0 sessions/7/memories/1",
             "map d0 --memory 1 --perm rw",
             "unmap d0 0x1000",
             "unmap d0 0x1fff-0x1000",
+            "unmap D0/mappings/0x1000-0x1fff",
+            "unmap domains/d0/mappings/9",
             "clear-map",
             "set-map d0",
             "translate d0 0x1000 0x2000 0x3000",
@@ -917,6 +955,7 @@ mod tests {
             "get mappings d0 --offset 0",
             "get mappings d0 --range x",
             "create domain d0 --reserve 0x1000",
+            "create domain d0 --reserve domains/d1/mappings/0x1000-0x1fff",
             "delete domain",
             "describe domain",
             "get sessions 7 --domain d0",

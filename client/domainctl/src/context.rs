@@ -1,6 +1,6 @@
 //! What every command needs: the global options, the daemon, and where to print.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io::{self, StdoutLock};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -70,17 +70,24 @@ impl Context {
     where
         Failure: From<E>,
     {
+        tokio::select! {
+            biased; // an answer that came is worth more than the time it took
+            result = work => Ok(result?),
+            late = self.late() => Err(late),
+        }
+    }
+
+    /// Resolves when `--timeout` has passed; never if there is none.
+    pub(crate) async fn late(&self) -> Failure {
         let limit = self.global.timeout;
         if limit == Duration::ZERO {
-            return Ok(work.await?);
+            return pending().await;
         }
-        match tokio::time::timeout(limit, work).await {
-            Ok(result) => Ok(result?),
-            Err(_) => Err(Failure::new(
-                Exit::Unavailable,
-                format!("the daemon did not answer within {limit:?} (--timeout)"),
-            )),
-        }
+        tokio::time::sleep(limit).await;
+        Failure::new(
+            Exit::Unavailable,
+            format!("the daemon did not answer within {limit:?} (--timeout)"),
+        )
     }
 
     /// Prints what a command answers, as `-o` says.
@@ -113,6 +120,11 @@ impl Context {
 
     /// Nothing that was printed may get lost unnoticed.
     pub(crate) fn finish(mut self) -> Result<(), Failure> {
+        self.flush()
+    }
+
+    /// The same, for a command that goes by whether its answer is out.
+    pub(crate) fn flush(&mut self) -> Result<(), Failure> {
         self.out.finish().map_err(lost_output)
     }
 

@@ -11,7 +11,8 @@ pub(crate) enum Exit {
     Ok = 0,
     /// Whatever has no number of its own.
     Error = 1,
-    /// The command line makes no sense; the daemon was not asked.
+    /// The command line makes no sense, or leaves out which of several domains
+    /// it means: that takes a look at the daemon, but nothing was changed.
     Usage = 2,
     /// No such domain, session or mapping.
     NotFound = 3,
@@ -48,7 +49,7 @@ impl From<Code> for Exit {
             Code::AlreadyExists | Code::FailedPrecondition | Code::Aborted => Exit::Conflict,
             Code::ResourceExhausted => Exit::Quota,
             // The daemon refused what we took for good: not the user's usage
-            // error, which is seen before anything is sent.
+            // error, which we see ourselves.
             Code::InvalidArgument | Code::OutOfRange => Exit::Error,
             Code::Cancelled
             | Code::Unknown

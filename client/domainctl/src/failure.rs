@@ -42,6 +42,17 @@ impl Failure {
         self
     }
 
+    /// Says at the end what helps to read it.
+    pub(crate) fn remarking(mut self, what: &str) -> Failure {
+        self.message = format!("{} ({what})", self.message);
+        self
+    }
+
+    /// Does the daemon's refusal have a detail of this name?
+    pub(crate) fn has_detail(&self, name: &str) -> bool {
+        self.details.iter().any(|(key, _)| key == name)
+    }
+
     /// How the program ends for this.
     pub(crate) fn exit(&self) -> Exit {
         self.exit

@@ -9,6 +9,8 @@ mod failure;
 mod output;
 mod progress;
 mod range;
+mod scoped;
+mod signals;
 mod size;
 mod table_file;
 mod time;

@@ -183,7 +183,7 @@ impl<'de> Visitor<'de> for TableVisitor {
         let domain = domain.map(|name| DomainId::parse_lenient(&name));
         Ok(TableFile {
             domain: domain.transpose().map_err(M::Error::custom)?,
-            expected_generation: expected_generation.map(|Number(number)| number),
+            expected_generation: expected_generation.map(|Plain(number)| number),
             request_id: request_id.unwrap_or_default(),
             entries: entries.0,
         })
@@ -288,19 +288,19 @@ impl<'de> Visitor<'de> for EntryVisitor {
 #[derive(Default)]
 struct Fields {
     range: Option<WireRange>,
-    iova: Option<Number>,
-    length: Option<Number>,
-    memory: Option<Number>,
-    offset: Option<Number>,
+    iova: Option<Bytes>,
+    length: Option<Bytes>,
+    memory: Option<Plain>,
+    offset: Option<Bytes>,
     perm: Option<PermWord>,
 }
 
 impl Fields {
     fn entry(self) -> Result<DirectMapping, String> {
         let range = self.place()?;
-        let Number(memory) = self.memory.ok_or("memoryId is missing")?;
+        let Plain(memory) = self.memory.ok_or("memoryId is missing")?;
         // proto3 JSON leaves zeros out.
-        let Number(offset) = self.offset.unwrap_or(Number(0));
+        let Bytes(offset) = self.offset.unwrap_or(Bytes(0));
         let PermWord(perm) = self.perm.ok_or("perm is missing")?;
         Ok(DirectMapping {
             range,
@@ -315,7 +315,7 @@ impl Fields {
             (Some(WireRange { start, last }), None, None) => {
                 IovaRange::new(Iova::new(*start), Iova::new(*last))
             }
-            (None, Some(Number(iova)), Some(Number(length))) => {
+            (None, Some(Bytes(iova)), Some(Bytes(length))) => {
                 IovaRange::from_len(Iova::new(*iova), *length)
             }
             (Some(_), ..) => return Err("range and iova with length exclude each other".into()),
@@ -355,44 +355,72 @@ impl<'de> Visitor<'de> for RangeVisitor {
             }
         }
         // proto3 JSON leaves zeros out; a last address of 0 is no table's.
-        let Number(start) = start.unwrap_or(Number(0));
-        let Number(last) = last.ok_or_else(|| M::Error::custom("last is missing"))?;
+        let Bytes(start) = start.unwrap_or(Bytes(0));
+        let Bytes(last) = last.ok_or_else(|| M::Error::custom("last is missing"))?;
         Ok(WireRange { start, last })
     }
 }
 
-/// A number, or a text that is one: `4096`, `"4096"`, `"0x1000"`, `"4KiB"`.
-struct Number(u64);
+/// Bytes or an address, or a text that is one: `4096`, `"4096"`, `"0x1000"`,
+/// `"4KiB"`.
+struct Bytes(u64);
 
-impl<'de> Deserialize<'de> for Number {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Number, D::Error> {
-        deserializer.deserialize_any(NumberVisitor)
+/// A number that counts no bytes, or a text that is one: `1`, `"1"`.
+struct Plain(u64);
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        let visitor = NumberVisitor {
+            forms: "4096, \"4096\", \"0x1000\" or \"4KiB\"",
+            read: |text| size::parse(text).map_err(|error| error.to_string()),
+        };
+        deserializer.deserialize_any(visitor).map(Bytes)
     }
 }
 
-struct NumberVisitor;
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Plain, D::Error> {
+        let visitor = NumberVisitor {
+            forms: "1 or \"1\"",
+            read: plain,
+        };
+        deserializer.deserialize_any(visitor).map(Plain)
+    }
+}
+
+/// `parse` alone would take a sign.
+fn plain(text: &str) -> Result<u64, String> {
+    let number = text.parse().ok();
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = number.filter(|_| digits);
+    number.ok_or_else(|| "not a plain number from 0 to 2^64-1, without a unit".to_owned())
+}
+
+struct NumberVisitor {
+    /// How it may be written.
+    forms: &'static str,
+    /// Reads a text.
+    read: fn(&str) -> Result<u64, String>,
+}
 
 impl Visitor<'_> for NumberVisitor {
-    type Value = Number;
+    type Value = u64;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number from 0 to 2^64-1, as 4096, \"4096\", \"0x1000\" or \"4KiB\"")
+        write!(f, "a number from 0 to 2^64-1, as {}", self.forms)
     }
 
-    fn visit_u64<E: Error>(self, number: u64) -> Result<Number, E> {
-        Ok(Number(number))
+    fn visit_u64<E: Error>(self, number: u64) -> Result<u64, E> {
+        Ok(number)
     }
 
-    fn visit_i64<E: Error>(self, number: i64) -> Result<Number, E> {
+    fn visit_i64<E: Error>(self, number: i64) -> Result<u64, E> {
         let unexpected = |_| E::invalid_value(serde::de::Unexpected::Signed(number), &self);
-        u64::try_from(number).map(Number).map_err(unexpected)
+        u64::try_from(number).map_err(unexpected)
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Number, E> {
-        let number = size::parse(text);
-        number
-            .map(Number)
-            .map_err(|error| E::custom(format_args!("{text:?}: {error}")))
+    fn visit_str<E: Error>(self, text: &str) -> Result<u64, E> {
+        (self.read)(text).map_err(|error| E::custom(format_args!("{text:?}: {error}")))
     }
 }
 
@@ -501,7 +529,7 @@ mod tests {
         for one in [
             r#"{"range":{"start":"0x100000","last":"0x100fff"},"memoryId":1,"offset":0,"perm":"rw"}"#,
             r#"{"range":{"start":1048576,"last":1052671},"memory_id":"1","perm":"PERM_READ_WRITE"}"#,
-            r#"{"iova":"1MiB","length":"4KiB","memoryId":"0x1","offset":null,"perm":3}"#,
+            r#"{"iova":"1MiB","length":"4KiB","memoryId":"1","offset":null,"perm":3}"#,
             r#"{"iova":1048576,"len_bytes":4096,"memoryId":1,"perm":"READ-WRITE"}"#,
         ] {
             let text = table_of(&[one.to_owned()]);
@@ -548,6 +576,14 @@ entries:
             (
                 with("\"memoryId\":\"1\"", "\"memoryId\":\"one\""),
                 "\"one\"",
+            ),
+            (
+                with("\"memoryId\":\"1\"", "\"memoryId\":\"1KiB\""),
+                "memoryId: \"1KiB\": not a plain number",
+            ),
+            (
+                with("\"memoryId\":\"1\"", "\"memoryId\":\"+1\""),
+                "not a plain number",
             ),
             (with("memoryId", "memory"), "unknown key \"memory\""),
             (with("\"start\"", "\"begin\""), "unknown key \"begin\""),
@@ -601,6 +637,10 @@ entries:
             ("{\"entires\": []}", "unknown key \"entires\""),
             ("{\"entries\": [], \"entries\": []}", "given twice"),
             ("{\"entries\": [], \"domain\": \"D0\"}", "not a domain id"),
+            (
+                "{\"entries\": [], \"expectedGeneration\": \"1KiB\"}",
+                "not a plain number",
+            ),
             ("{\"entries\": []} x", "line 1"),
         ] {
             let refused = json(text).expect_err(text).to_string();

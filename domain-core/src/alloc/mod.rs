@@ -219,12 +219,12 @@ impl IovaAllocator {
     }
 
     /// The free run that covers `from`, from there on, or the next one behind it.
+    /// Looks at one block after the other, so it is for when there are few.
     pub fn free_from(&mut self, from: Iova) -> Option<IovaRange> {
-        self.drain();
-        let from = from.get() >> self.granule.shift();
-        let at = self.holes.first_fit(1, 0, from..=self.last)?;
-        let (start, len) = self.holes.hole_at(at)?;
-        Some(self.range(at, start + len - at))
+        let granule = from.get() >> self.shift;
+        let from = u32::try_from(granule.saturating_sub(self.first)).ok()?;
+        let (start, len) = self.space.hole_from(from)?;
+        Some(self.range(start, len))
     }
 
     /// The longest run that an unaligned, unlimited request can get, in bytes.

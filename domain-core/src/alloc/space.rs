@@ -147,6 +147,16 @@ impl Space {
         (block.start, block.len)
     }
 
+    /// What of the first hole that ends behind `granule` lies there or behind,
+    /// as (start, length). Empties the magazines.
+    pub(super) fn hole_from(&mut self, granule: u32) -> Option<(u32, u32)> {
+        self.drain();
+        let mut holes = self.blocks.iter().filter(|(_, block)| block.is_hole());
+        let (_, hole) = holes.find(|(_, hole)| hole.end() > granule)?;
+        let start = hole.start.max(granule);
+        Some((start, hole.end() - start))
+    }
+
     /// Number of live blocks.
     pub(super) fn live_count(&self) -> usize {
         self.starts.count() - self.magazines.count()

@@ -1,15 +1,26 @@
 //! `create`.
 
+use std::future::{Future, ready};
+use std::pin::pin;
+use std::time::Duration;
+
 use domain_core::addr::{Granule, IovaRange};
 use domain_core::region::driver_memfd;
+use domaind_client::{Error, Memory, Session};
+use domaind_proto::names::DomainId;
 use domaind_proto::v1;
 
 use super::driver;
 use crate::cli::{Create, CreateDomain, CreateMemory, Format};
 use crate::context::Context;
 use crate::exit::Exit;
-use crate::failure::Failure;
+use crate::failure::{Failure, remark};
 use crate::output::{One, Verdict};
+use crate::signals::Signals;
+use crate::size::human;
+
+/// Memory that nobody learned of has so long to go away again.
+const TAKE_BACK_LIMIT: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(what: Create, context: &mut Context) -> Result<Exit, Failure> {
     match what {
@@ -37,23 +48,83 @@ async fn domain(args: CreateDomain, context: &mut Context) -> Result<Exit, Failu
 }
 
 /// The daemon keeps it; what this process has of it goes with the process.
+/// Memory whose id is not out would serve nobody, and is taken back.
 async fn memory(args: CreateMemory, context: &mut Context) -> Result<Exit, Failure> {
-    // What cannot be rounded up is refused by its unrounded length.
-    let size_bytes = args.size_bytes;
-    let size_bytes = Granule::Size4K.round_up(size_bytes).unwrap_or(size_bytes);
     let session = driver::attach(&args.domain, context).await?;
+    let size_bytes = rounded_up(args.size_bytes, session.granule());
     let memfd = driver_memfd("domainctl-memory", size_bytes)
         .map_err(|error| Failure::of(Exit::Error, &error))?;
-    let register = session.register_persistent(memfd, !args.read_only);
-    let memory = context.within(register).await?;
+    // Up to here a signal may kill us; from here on there is something to clean up.
+    let mut signals = Signals::new().map_err(|error| Failure::of(Exit::Error, &error))?;
+    let given_up = given_up(&mut signals, context);
+    let registering = session.register_persistent(memfd, !args.read_only);
+    let memory = registered(&session, registering, given_up).await?;
+    if let Err(failure) = show_memory(&memory, &args.domain, context) {
+        take_back(&session, ready(Ok(memory))).await;
+        return Err(failure);
+    }
+    driver::leave(session, context).await;
+    Ok(Exit::Ok)
+}
+
+/// What cannot be rounded up is refused by its unrounded length.
+fn rounded_up(size_bytes: u64, granule: Granule) -> u64 {
+    granule.round_up(size_bytes).unwrap_or(size_bytes)
+}
+
+/// Resolves when nobody waits any longer.
+async fn given_up(signals: &mut Signals, context: &Context) -> Failure {
+    tokio::select! {
+        signal = signals.any() => Failure::new(Exit::Error, signal),
+        late = context.late() => late,
+    }
+}
+
+/// The memory, unless it is given up first.
+async fn registered(
+    session: &Session,
+    registering: impl Future<Output = Result<Memory, Error>>,
+    given_up: impl Future<Output = Failure>,
+) -> Result<Memory, Failure> {
+    let mut registering = pin!(registering);
+    let failure = tokio::select! {
+        biased; // an answer that came says what there is
+        registered = registering.as_mut() => return Ok(registered?),
+        failure = given_up => failure,
+    };
+    take_back(session, registering).await;
+    Err(failure)
+}
+
+/// Waits for the answer even now: a call that is dropped undoes itself only as
+/// long as the session lives, and it would end with this process.
+async fn take_back(session: &Session, registering: impl Future<Output = Result<Memory, Error>>) {
+    let taking = async {
+        match registering.await {
+            Ok(memory) => session.unregister(memory).await,
+            Err(Error::Refused(_)) => Ok(()),
+            Err(other) => Err(other),
+        }
+    };
+    let taken = tokio::time::timeout(TAKE_BACK_LIMIT, taking).await;
+    if !matches!(taken, Ok(Ok(()))) {
+        let domain = session.domain();
+        remark(&format!(
+            "the memory may have stayed: `domainctl get memories {domain}` shows it"
+        ));
+    }
+}
+
+/// Succeeds when the id is out.
+fn show_memory(memory: &Memory, domain: &DomainId, context: &mut Context) -> Result<(), Failure> {
     let answer = v1::MemoryRegistered {
         memory_id: memory.id().get(),
         size_bytes: memory.len_bytes(),
     };
-    let name = format!("{}/memories/{}", args.domain.name(), memory.id());
-    context.show(&Verdict::new(answer, name, "created"))?;
-    driver::leave(session, context).await;
-    Ok(Exit::Ok)
+    let name = format!("{}/memories/{}", domain.name(), memory.id());
+    let what = format!("created ({})", human(memory.len_bytes()));
+    context.show(&Verdict::new(answer, name, what))?;
+    context.flush()
 }
 
 pub(super) fn wire_ranges(ranges: &[IovaRange]) -> Vec<v1::IovaRange> {
@@ -87,6 +158,13 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
     use clap::Parser;
+    use domain_core::region::Access;
+    use domain_core::session::Role;
+    use domaind_client::Client;
+    use domaind_proto::paths::RuntimeDir;
+    use domaind_server::{Config, Daemon};
+    use rustix::process::{Signal, getpid, kill_process};
+    use tempfile::TempDir;
 
     fn request_of(line: &str) -> v1::CreateDomainRequest {
         let words = ["domainctl", "create", "domain"].into_iter();
@@ -133,5 +211,72 @@ mod tests {
         assert_eq!((spec.reserved.len(), spec.allowed.len()), (3, 1));
         assert_eq!(spec.allowed[0].last, 0x1f_ffff);
         assert!(request.validate_only);
+    }
+
+    #[test]
+    fn memory_is_as_large_as_its_domain_can_map() {
+        assert_eq!(rounded_up(1 << 20, Granule::Size2M), 2 << 20);
+        assert_eq!(rounded_up(1, Granule::Size4K), 4096);
+        assert_eq!(rounded_up(u64::MAX, Granule::Size4K), u64::MAX);
+    }
+
+    /// A daemon with a small domain, and a driver in it.
+    async fn driver_of_d0(dir: &TempDir) -> (Daemon, Client, Session) {
+        let dir = RuntimeDir::new(&dir.path().join("run")).unwrap();
+        let daemon = Daemon::start(Config::for_runtime_dir(dir)).await.unwrap();
+        let client = Client::connect(daemon.runtime_dir()).await.unwrap();
+        let request = request_of("d0 --bounce 8KiB --coherent 0");
+        client.domains().create_domain(request).await.unwrap();
+        let d0 = DomainId::new("d0").unwrap();
+        let attach = client.attach(&d0, Role::Driver, Access::ReadWrite);
+        let session = attach.await.unwrap();
+        (daemon, client, session)
+    }
+
+    async fn memories(client: &Client) -> Vec<v1::Memory> {
+        let request = v1::ListMemoriesRequest {
+            domain: "domains/d0".to_owned(),
+            ..v1::ListMemoriesRequest::default()
+        };
+        let listed = client.sessions().list_memories(request).await;
+        listed.unwrap().into_inner().memories
+    }
+
+    #[tokio::test]
+    async fn memory_that_is_given_up_before_the_answer_is_taken_back() {
+        let dir = TempDir::new().unwrap();
+        let (daemon, client, session) = driver_of_d0(&dir).await;
+        let memfd = || driver_memfd("test", 4096).unwrap();
+
+        let registering = session.register_persistent(memfd(), true);
+        let given_up = ready(Failure::new(Exit::Error, "interrupted"));
+        let refused = registered(&session, registering, given_up).await;
+
+        assert_eq!(refused.unwrap_err().to_string(), "interrupted");
+        assert_eq!(memories(&client).await, []);
+
+        let registering = session.register_persistent(memfd(), true);
+        let kept = registered(&session, registering, std::future::pending()).await;
+        assert_eq!(
+            memories(&client).await[0].memory_id,
+            kept.unwrap().id().get()
+        );
+        session.detach().await.unwrap();
+        daemon.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_signal_gives_up() {
+        let cli = Cli::parse_from(["domainctl", "--timeout", "0", "info"]);
+        let context = Context::new(cli.global);
+        let mut signals = Signals::new().unwrap();
+        for (signal, said) in [(Signal::INT, "interrupted"), (Signal::TERM, "terminated")] {
+            kill_process(getpid(), signal).unwrap();
+            let failure = given_up(&mut signals, &context).await;
+            assert_eq!(
+                (failure.to_string().as_str(), failure.exit()),
+                (said, Exit::Error)
+            );
+        }
     }
 }

@@ -5,6 +5,7 @@ use domaind_client::Client;
 use domaind_proto::names::DomainId;
 use domaind_proto::v1;
 
+use super::target::Target;
 use super::{driver, each};
 use crate::cli::{Delete, DeleteDomains, DeleteMemories};
 use crate::context::Context;
@@ -20,16 +21,27 @@ pub(super) async fn run(what: Delete, context: &mut Context) -> Result<Exit, Fai
 }
 
 async fn memories(args: DeleteMemories, context: &mut Context) -> Result<Exit, Failure> {
-    let session = driver::attach(&args.domain, context).await?;
+    let (domain, memories) = named(args)?;
+    let session = driver::attach(&domain, context).await?;
     let delete = async |id: MemoryId, context: &mut Context| {
         context.within(session.unregister(id)).await?;
-        let name = format!("{}/memories/{id}", args.domain.name());
+        let name = format!("{}/memories/{id}", domain.name());
         let answer = v1::MemoryUnregistered {};
         context.show(&Verdict::new(answer, name, "deleted"))
     };
-    let exit = each(args.memories, context, delete).await;
+    let exit = each(memories, context, delete).await;
     driver::leave(session, context).await;
     Ok(exit)
+}
+
+/// Never the only domain because none is named: what is deleted is gone.
+fn named(args: DeleteMemories) -> Result<(DomainId, Vec<MemoryId>), Failure> {
+    let target = Target::of(args.words)?;
+    match target.domain {
+        Some(domain) if !target.things.is_empty() => Ok((domain, target.things)),
+        Some(_) => Err(Failure::new(Exit::Usage, "name memories")),
+        None => Err(Failure::new(Exit::Usage, "say in which domain")),
+    }
 }
 
 async fn domains(args: DeleteDomains, context: &mut Context) -> Result<Exit, Failure> {
@@ -74,4 +86,36 @@ fn verdict(answer: v1::DeleteDomainResponse, id: &DomainId) -> Verdict<v1::Delet
         ended => format!("deleted ({ended} sessions ended)"),
     };
     Verdict::new(answer, id.name(), what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn named_in(line: &str) -> Result<(DomainId, Vec<MemoryId>), Failure> {
+        let words = ["domainctl", "delete", "memory"].into_iter();
+        let cli = Cli::parse_from(words.chain(line.split_whitespace()));
+        match cli.command {
+            Command::Delete(Delete::Memory(args)) => named(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn memories_are_deleted_where_their_names_say() {
+        for line in [
+            "d1 3 4",
+            "domains/d1/memories/3 domains/d1/memories/4",
+            "d1 3 domains/d1/memories/4",
+        ] {
+            let (domain, memories) = named_in(line).unwrap();
+            assert_eq!(domain.as_str(), "d1", "{line}");
+            assert_eq!(memories, [3, 4].map(MemoryId::new), "{line}");
+        }
+        for line in ["d1", "3", "memories/3", "d1 x", "victim d1/memories/3"] {
+            assert_eq!(named_in(line).unwrap_err().exit(), Exit::Usage, "{line}");
+        }
+    }
 }

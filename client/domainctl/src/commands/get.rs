@@ -1,12 +1,11 @@
 //! `get`.
 
-use domain_core::memory::MemoryId;
 use domain_core::session::SessionId;
 use domaind_client::Client;
 use domaind_proto::names::{DomainId, session_name};
 use domaind_proto::v1;
 
-use super::pages;
+use super::{pages, target};
 use crate::cli::{Get, GetDomains, GetMappings, GetMemories, GetSessions};
 use crate::context::Context;
 use crate::exit::Exit;
@@ -54,8 +53,15 @@ async fn sessions(args: GetSessions, context: &mut Context) -> Result<(), Failur
 }
 
 async fn mappings(args: GetMappings, context: &mut Context) -> Result<(), Failure> {
+    let asked = args.domain.id();
+    let memory_domain = args
+        .memory
+        .as_ref()
+        .and_then(|memory| memory.domain.clone());
+    let range_domain = args.range.as_ref().and_then(|range| range.domain.clone());
+    target::agreed([Some(asked.clone()), memory_domain, range_domain])?;
     let client = context.connect().await?;
-    let domain = args.domain.id().name();
+    let domain = asked.name();
     let kind = args.kind.map(v1::MappingKind::from).unwrap_or_default();
     let filter = v1::ListMappingsRequest {
         domain: domain.clone(),
@@ -63,9 +69,9 @@ async fn mappings(args: GetMappings, context: &mut Context) -> Result<(), Failur
         kind: kind.into(),
         page_size: MAPPINGS_PAGE_SIZE,
         page_token: String::new(),
-        memory_id: args.memory.map_or(0, MemoryId::get),
+        memory_id: args.memory.map_or(0, |memory| memory.thing.get()),
         memory_offset: args.offset,
-        range: args.range.map(Into::into),
+        range: args.range.map(|range| range.thing.into()),
     };
     let mappings = pages::all(async |page_token| {
         let request = v1::ListMappingsRequest {

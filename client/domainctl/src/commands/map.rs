@@ -2,6 +2,7 @@
 
 use domain_core::addr::Iova;
 use domain_core::direct::{DirectSpec, Placement};
+use domain_core::memory::MemoryId;
 use domaind_proto::v1;
 
 use super::target;
@@ -12,16 +13,17 @@ use crate::failure::Failure;
 use crate::output::One;
 
 pub(super) async fn run(args: Map, context: &mut Context) -> Result<Exit, Failure> {
-    let spec = spec(&args);
+    let (named, memory) = target::of_thing(args.domain.clone(), args.memory.clone())?;
+    let spec = spec(&args, memory);
     let client = context.connect().await?;
-    let domain = target::domain(args.domain, &client, context).await?;
+    let domain = target::domain(named, &client, context).await?;
     let owner = client.as_owner(&domain);
     let mapped = context.within(owner.map_direct(spec)).await?;
     context.show(&One::of(v1::DirectMapping::from(&mapped)))?;
     Ok(Exit::Ok)
 }
 
-fn spec(args: &Map) -> DirectSpec {
+fn spec(args: &Map, memory: MemoryId) -> DirectSpec {
     let placement = match args.iova {
         Some(iova) => Placement::At(Iova::new(iova)),
         None => Placement::Anywhere {
@@ -30,7 +32,7 @@ fn spec(args: &Map) -> DirectSpec {
         },
     };
     DirectSpec {
-        memory: args.memory,
+        memory,
         offset: args.offset,
         len_bytes: args.len_bytes,
         perm: args.perm.into(),

@@ -31,7 +31,8 @@ pub(super) async fn run(args: SetMap, context: &mut Context) -> Result<Exit, Fai
     };
     let count = file.entries.len();
     let owner = client.as_owner(&domain);
-    let set = stream(&owner, file.entries, options, context).await?;
+    let set = stream(&owner, file.entries, options, context).await;
+    let set = set.map_err(counted)?;
     let what = said(count, set);
     let answer = v1::SetMapResponse::from(set);
     context.show(&Verdict::new(answer, domain.name(), what))?;
@@ -80,6 +81,14 @@ fn unread(error: TableError) -> Failure {
     Failure::of(exit, &error)
 }
 
+/// The daemon refuses an entry, and perhaps for another one, by their numbers.
+fn counted(failure: Failure) -> Failure {
+    match failure.has_detail("entry_index") {
+        true => failure.remarking("entries are counted from 0"),
+        false => failure,
+    }
+}
+
 /// `set 3 entries: 1 added, 0 removed, generation 7`.
 fn said(count: usize, set: TableSet) -> String {
     let entries = if count == 1 { "entry" } else { "entries" };
@@ -94,6 +103,10 @@ fn said(count: usize, set: TableSet) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain_core::addr::{Iova, IovaRange};
+    use domain_core::direct::{MapDirectError, SetMapError};
+    use domaind_proto::v1::Refusal;
+    use tonic::Status;
 
     #[test]
     fn what_is_said_twice_must_be_the_same() {
@@ -103,6 +116,31 @@ mod tests {
         assert_eq!(agreed::<u64>(None, None, "n").unwrap(), None);
         let refused = agreed(Some(1), Some(2), "n").unwrap_err();
         assert_eq!(refused.exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn a_refused_entry_is_counted_from_0_and_that_is_said() {
+        let page = |number: u64| IovaRange::from_len(Iova::new(number << 12), 4096).unwrap();
+        let overlaps = SetMapError::Entry {
+            index: 3,
+            error: MapDirectError::OverlapsEntry {
+                range: page(1),
+                other: page(1),
+                index: 2,
+            },
+        };
+        let refused = Failure::from(Status::from(Refusal::from(overlaps)));
+        assert_eq!(
+            counted(refused).to_string(),
+            "entry 3: [0x1000, 0x1fff] overlaps [0x1000, 0x1fff] of entry 2 of the same \
+             request (entries are counted from 0)"
+        );
+        let stale = SetMapError::Stale {
+            expected: 1,
+            current: 2,
+        };
+        let refused = Failure::from(Status::from(Refusal::from(stale)));
+        assert!(!counted(refused).to_string().contains("counted"));
     }
 
     #[test]

@@ -1,6 +1,5 @@
-//! In which domain, where it may be left unsaid, and at which addresses.
+//! In which domain, where it may be left unsaid, and what of it.
 
-use domain_core::addr::IovaRange;
 use domaind_client::Client;
 use domaind_proto::names::DomainId;
 
@@ -9,45 +8,76 @@ use crate::cli::Word;
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
+use crate::scoped::Scoped;
 
 /// Domains that a refusal lists.
 const LISTED: usize = 10;
 
-/// What was typed where a domain may stand before ranges.
+/// What was typed where a domain may stand before ranges or ids.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct Target<T> {
+    /// What stood first, or what the things are named with.
     pub(super) domain: Option<DomainId>,
-    pub(super) ranges: Vec<IovaRange>,
+    pub(super) things: Vec<T>,
 }
 
-impl Target {
-    pub(super) fn of(words: Vec<Word>) -> Result<Target, Failure> {
-        let mut target = Target {
-            domain: None,
-            ranges: Vec::new(),
-        };
+impl<T: Copy> Target<T> {
+    pub(super) fn of(words: Vec<Word<T>>) -> Result<Target<T>, Failure> {
+        let (mut domains, mut things) = (Vec::new(), Vec::new());
         for word in words {
             match word {
-                Word::Range(range) => target.ranges.push(range),
-                Word::Domain(id) if target.domain.is_none() && target.ranges.is_empty() => {
-                    target.domain = Some(id);
+                Word::Thing(scoped) => {
+                    domains.push(scoped.domain);
+                    things.push(scoped.thing);
                 }
+                Word::Domain(id) if domains.is_empty() => domains.push(Some(id)),
                 Word::Domain(id) => {
-                    let message = format!("{id}: one domain is named, before the ranges");
+                    let message = format!("{id}: one domain is named, before all else");
                     return Err(Failure::new(Exit::Usage, message));
                 }
             }
         }
-        Ok(target)
+        let domain = agreed(domains)?;
+        Ok(Target { domain, things })
     }
 
     /// Where exactly one range makes sense.
-    pub(super) fn range(&self) -> Result<IovaRange, Failure> {
-        match self.ranges.as_slice() {
+    pub(super) fn range(&self) -> Result<T, Failure> {
+        match self.things.as_slice() {
             [range] => Ok(*range),
             _ => Err(Failure::new(Exit::Usage, "name one range")),
         }
     }
+}
+
+/// The domain that is named, however often: a thing of one domain is never
+/// taken for that of another.
+pub(super) fn agreed(
+    named: impl IntoIterator<Item = Option<DomainId>>,
+) -> Result<Option<DomainId>, Failure> {
+    let mut agreed: Option<DomainId> = None;
+    for next in named.into_iter().flatten() {
+        match &agreed {
+            Some(first) if *first != next => return Err(two_domains(first, &next)),
+            _ => agreed = Some(next),
+        }
+    }
+    Ok(agreed)
+}
+
+/// The domain in which a thing is, beside which one may be named.
+pub(super) fn of_thing<T>(
+    named: Option<DomainId>,
+    scoped: Scoped<T>,
+) -> Result<(Option<DomainId>, T), Failure> {
+    let domain = agreed([named, scoped.domain])?;
+    Ok((domain, scoped.thing))
+}
+
+fn two_domains(one: &DomainId, other: &DomainId) -> Failure {
+    let (one, other) = (one.name(), other.name());
+    let message = format!("{one} and {other} are named: a command acts in one domain");
+    Failure::new(Exit::Usage, message)
 }
 
 /// The domain that was named, else the only one that the caller may see.
@@ -83,26 +113,64 @@ fn say_which(names: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::range;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+    use domain_core::addr::IovaRange;
 
-    fn domain_word(id: &str) -> Word {
-        Word::Domain(DomainId::new(id).unwrap())
+    /// What `unmap` would act on.
+    fn target(line: &str) -> Result<Target<IovaRange>, Failure> {
+        let words = ["domainctl", "unmap"].into_iter();
+        let cli = Cli::parse_from(words.chain(line.split_whitespace()));
+        match cli.command {
+            Command::Unmap(args) => Target::of(args.words),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn domain_of(line: &str) -> Option<String> {
+        let domain = target(line).unwrap().domain;
+        domain.map(|id| id.to_string())
     }
 
     #[test]
     fn the_domain_stands_first_or_nowhere() {
-        let range = range::parse("0x1000+1").unwrap();
-        let target = Target::of(vec![domain_word("d0"), Word::Range(range)]).unwrap();
-        assert_eq!(target.domain.as_ref().unwrap().as_str(), "d0");
-        assert_eq!(target.range().unwrap(), range);
-        for wrong in [
-            vec![Word::Range(range), domain_word("d0")],
-            vec![domain_word("d0"), domain_word("d1")],
-        ] {
-            assert_eq!(Target::of(wrong).unwrap_err().exit(), Exit::Usage);
+        assert_eq!(domain_of("d0 0x1000+1").as_deref(), Some("d0"));
+        assert!(target("d0 0x1000+1").unwrap().range().is_ok());
+        for wrong in ["0x1000+1 d0", "d0 d1", "d0 d0"] {
+            assert_eq!(target(wrong).unwrap_err().exit(), Exit::Usage, "{wrong}");
         }
-        let none = Target::of(Vec::new()).unwrap();
+        let none = target("").unwrap();
         assert!(none.domain.is_none() && none.range().is_err());
+    }
+
+    #[test]
+    fn the_domain_of_a_name_is_the_one_acted_in() {
+        for line in [
+            "domains/d1/mappings/0x1000+1",
+            "d1 domains/d1/mappings/0x1000+1",
+            "d1/mappings/0x1000+1 domains/d1/mappings/0x2000+1",
+            "0x1000+1 domains/d1/mappings/0x2000+1",
+        ] {
+            assert_eq!(domain_of(line).as_deref(), Some("d1"), "{line}");
+        }
+        assert_eq!(domain_of("mappings/0x1000+1"), None);
+    }
+
+    #[test]
+    fn a_name_in_another_domain_is_refused_by_both_names() {
+        for line in [
+            "victim domains/d0/mappings/0x1000-0x1fff",
+            "victim/mappings/0x1000+1 domains/d0/mappings/0x2000+1",
+            "victim 0x3000+1 domains/d0/mappings/0x2000+1",
+        ] {
+            let refused = target(line).unwrap_err();
+            assert_eq!(refused.exit(), Exit::Usage);
+            let message = refused.to_string();
+            assert!(
+                message.contains("domains/victim and domains/d0"),
+                "{message}"
+            );
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::size::human;
 
 pub(super) async fn unmap(args: Unmap, context: &mut Context) -> Result<Exit, Failure> {
     let target = Target::of(args.words)?;
-    let ranges = match (args.all, target.ranges) {
+    let ranges = match (args.all, target.things) {
         (true, ranges) if ranges.is_empty() => vec![range::everything()],
         (false, ranges) if !ranges.is_empty() => ranges,
         _ => return Err(Failure::new(Exit::Usage, "name ranges, or --all")),
@@ -30,7 +30,10 @@ pub(super) async fn unmap(args: Unmap, context: &mut Context) -> Result<Exit, Fa
 }
 
 pub(super) async fn clear(args: ClearMap, context: &mut Context) -> Result<Exit, Failure> {
-    let Target { domain, ranges } = Target::of(args.words)?;
+    let Target {
+        domain,
+        things: ranges,
+    } = Target::of(args.words)?;
     if ranges.is_empty() {
         return Err(Failure::new(Exit::Usage, "name ranges"));
     }

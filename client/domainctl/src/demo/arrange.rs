@@ -1,7 +1,6 @@
 //! Arranges the demo: a daemon, a domain, the processes, and their end.
 
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -16,7 +15,6 @@ use indicatif::ProgressBar;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
 use tonic::Code;
 
@@ -27,6 +25,7 @@ use super::report::Report;
 use super::{DemoArgs, Way};
 use crate::cli::Global;
 use crate::progress;
+use crate::signals::Signals;
 
 const BOUNCE_BYTES: u64 = 64 << 20;
 const COHERENT_BYTES: u64 = 16 << 20;
@@ -59,31 +58,6 @@ pub(crate) async fn run(args: &DemoArgs, global: &Global) -> anyhow::Result<Repo
     let report = played?;
     cleared?;
     Ok(report)
-}
-
-/// What ends the demo from outside.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> io::Result<Signals> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn any(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "interrupted",
-            _ = self.terminate.recv() => "terminated",
-            _ = self.hangup.recv() => "the terminal has gone",
-        }
-    }
 }
 
 /// The file, and its length where it has one.

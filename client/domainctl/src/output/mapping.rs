@@ -192,6 +192,7 @@ mod tests {
         let one = One::within("domains/d0", direct());
         let [name] = one.names().try_into().unwrap();
         assert_eq!(name, "domains/d0/mappings/0x8000000-0x8000fff");
-        assert!(crate::range::parse(&name).is_ok(), "unmap takes it");
+        let typed = crate::range::parse_scoped(&name).expect("unmap takes it");
+        assert_eq!(typed.domain.unwrap().as_str(), "d0");
     }
 }

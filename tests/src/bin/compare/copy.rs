@@ -8,10 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use domain_core::Direction;
+use domain_core::aperture::ScrubWith;
 use domain_core::batch::BatchMode;
-use domain_core::domain::{Domain, Scrub};
+use domain_core::domain::{Domain, Settings};
 use domain_core::layout::LayoutSpec;
-use domain_core::limits::Quotas;
 use domain_core::memory::MemoryId;
 use domain_core::region::{Backing, ClientMemory, Region, driver_memfd};
 use domain_core::session::{Role as SessionRole, SessionId};
@@ -70,13 +70,13 @@ fn pread(len: u64, scale: &Scale) -> Contender<'static> {
 /// All that a mapping `TO_DEVICE` costs in the domain, copy included.
 fn map_unmap(len: u64, scale: &Scale) -> Contender<'static> {
     let layout = LayoutSpec::default().plan().expect("the default is a plan");
-    let domain = Domain::create("compare", layout, Quotas::default(), Scrub::OnMap);
+    let domain = Domain::create("compare", layout, Settings::default(), ScrubWith::Zero);
     let domain = domain.expect("memory for a domain");
     domain
         .join(DRIVER, SessionRole::Driver)
         .expect("it is empty");
     let memory = ClientMemory::accept(filled(), true).expect("a sealed memfd");
-    let memory = domain.register(DRIVER, memory).expect("it is empty");
+    let memory = domain.register(DRIVER, memory, false).expect("it is empty");
     copying("domaind", Role::Ours, len, scale, move |offset| {
         bounce(&domain, memory, offset, len);
     })

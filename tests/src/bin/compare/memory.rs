@@ -11,9 +11,9 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::Duration;
 
-use domain_core::domain::{Domain, Scrub};
+use domain_core::aperture::ScrubWith;
+use domain_core::domain::{Domain, Settings};
 use domain_core::layout::{Layout, LayoutSpec};
-use domain_core::limits::Quotas;
 
 use crate::alloc::{BOARD_PAGES, SPACE_PAGES, checkerboard, take};
 use crate::clock::as_f64;
@@ -221,7 +221,7 @@ fn ranges<T: Table, const ADJACENT: bool>() -> f64 {
 fn idle_domain() -> f64 {
     let layout: Layout = LayoutSpec::default().plan().expect("the default is a plan");
     let create = |_| {
-        let domain = Domain::create("compare", layout, Quotas::default(), Scrub::OnMap);
+        let domain = Domain::create("compare", layout, Settings::default(), ScrubWith::Zero);
         domain.expect("memory for a domain")
     };
     let all = for_each(|| ((0..DOMAINS).map(create).collect::<Vec<_>>(), 1));
