@@ -27,16 +27,23 @@ pub struct BatchError<E> {
 pub type BatchResult<T, E> = Result<Vec<Result<T, E>>, BatchError<E>>;
 
 /// Takes every entry that is still good one step further. An all-or-nothing
-/// batch takes none behind the first that fails.
+/// batch takes none behind the first that fails, and drops (and so undoes) the
+/// others in reverse: what was taken first is given back last, and the corrected
+/// request gets it again.
 pub(crate) fn advance<T, U, E>(
     mode: BatchMode,
     entries: Vec<Result<T, E>>,
     mut step: impl FnMut(T) -> Result<U, E>,
 ) -> BatchResult<U, E> {
     let mut outcomes = Vec::with_capacity(entries.len());
-    for (index, entry) in entries.into_iter().enumerate() {
+    let mut entries = entries.into_iter().enumerate();
+    while let Some((index, entry)) = entries.next() {
         match (mode, entry.and_then(&mut step)) {
-            (BatchMode::AllOrNothing, Err(error)) => return Err(BatchError { index, error }),
+            (BatchMode::AllOrNothing, Err(error)) => {
+                entries.rev().for_each(drop);
+                outcomes.into_iter().rev().for_each(drop);
+                return Err(BatchError { index, error });
+            }
             (_, outcome) => outcomes.push(outcome),
         }
     }
@@ -77,6 +84,21 @@ mod tests {
         let stopped =
             advance(BatchMode::AllOrNothing, vec![Ok(1), Ok(2), Ok(3)], step).unwrap_err();
         assert_eq!((stopped.index, seen), (1, vec![1, 2]));
+    }
+
+    #[test]
+    fn what_was_taken_first_is_given_back_last() {
+        struct Taken<'a>(i32, &'a std::cell::RefCell<Vec<i32>>);
+        impl Drop for Taken<'_> {
+            fn drop(&mut self) {
+                self.1.borrow_mut().push(self.0);
+            }
+        }
+        let given_back = std::cell::RefCell::default();
+        let taken = |number| Ok(Taken(number, &given_back));
+        let batch = vec![taken(1), taken(2), Err("third"), taken(4), taken(5)];
+        assert!(settle(BatchMode::AllOrNothing, batch).is_err());
+        assert_eq!(given_back.into_inner(), [5, 4, 2, 1]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use domaind_tests::ctl;
 use domaind_tests::raw::with_token;
 use domaind_tests::users::{self, ALICE};
 use domaind_tests::v1::Direction::{Bidirectional, ToDevice};
-use domaind_tests::{Actor, Ctl, Node, P, Raw, v1};
+use domaind_tests::{Actor, Code, Ctl, Node, P, Raw, Reason, refused, v1};
 use serde_json::Value;
 
 /// Reads proto3 JSON back into the message it was.
@@ -471,7 +471,7 @@ async fn what_domainctl_allocates_stays_and_leaves_no_session() {
     ctl.fails(&["free", "d0", &own.iova.to_string(), "--id", &id], 4);
     let memory = driver.memory(P).await;
     driver.map(memory.entry(0, 1, ToDevice)).await.unwrap();
-    // Nor does a token in its environment make it somebody else.
+    // Nor is a token that is none taken for no token.
     let request = with_token(
         v1::ListMappingsRequest {
             domain: "domains/d0".into(),
@@ -479,5 +479,6 @@ async fn what_domainctl_allocates_stays_and_leaves_no_session() {
         },
         "00",
     );
-    driver.calls.clone().list_mappings(request).await.unwrap();
+    let listed = domaind_tests::refusal::answer(driver.calls.clone().list_mappings(request).await);
+    refused(listed, Code::InvalidArgument, Reason::Malformed);
 }

@@ -81,24 +81,16 @@ impl Domain {
         specs: &[DirectSpec],
         mode: BatchMode,
     ) -> BatchResult<DirectMapping, MapDirectError> {
+        let granule = self.layout.granule();
         let mut state = self.lock();
-        let before = state.direct_generation;
-        let mut results: Vec<Result<DirectMapping, MapDirectError>> =
-            Vec::with_capacity(specs.len());
-        for (index, spec) in specs.iter().enumerate() {
-            let granule = self.layout.granule();
-            let entered = state.map_direct(granule, actor, spec);
+        if mode == BatchMode::AllOrNothing {
+            return state.map_whole(granule, actor, specs);
+        }
+        let mut results = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let entered = state.map_one(granule, actor, spec);
             let entered = entered.map_err(|error| blame_entry(error, &results));
-            match entered {
-                Err(error) if mode == BatchMode::AllOrNothing => {
-                    for mapping in results.iter().flatten().rev() {
-                        state.remove_direct(mapping.range.start());
-                    }
-                    state.direct_generation = before;
-                    return Err(BatchError { index, error });
-                }
-                entered => results.push(entered),
-            }
+            results.push(entered);
         }
         Ok(results)
     }
@@ -262,12 +254,79 @@ impl Domain {
 }
 
 impl State {
-    fn map_direct(
+    /// Enters all of them in one generation, or none.
+    fn map_whole(
+        &mut self,
+        granule: Granule,
+        actor: Actor,
+        specs: &[DirectSpec],
+    ) -> BatchResult<DirectMapping, MapDirectError> {
+        let mut answers = Vec::with_capacity(specs.len());
+        let mut entries = Vec::with_capacity(specs.len());
+        let mut planned = Places::new();
+        for (index, spec) in specs.iter().enumerate() {
+            match self.plan_direct(granule, actor, spec, &planned) {
+                Ok((mapping, entry)) => {
+                    planned.insert(mapping.range.start(), mapping.range);
+                    answers.push(Ok(mapping));
+                    entries.push(entry);
+                }
+                Err(error) => {
+                    self.give_places(&entries);
+                    let error = blame_entry(error, &answers);
+                    return Err(BatchError { index, error });
+                }
+            }
+        }
+        if let Err(refused) = self.enter_all(&entries) {
+            self.give_places(&entries);
+            // Overlaps were refused above; the last entry is one too many.
+            let (index, error) = (specs.len() - 1, refused.into());
+            return Err(BatchError { index, error });
+        }
+        Ok(answers)
+    }
+
+    fn map_one(
         &mut self,
         granule: Granule,
         actor: Actor,
         spec: &DirectSpec,
     ) -> Result<DirectMapping, MapDirectError> {
+        let (mapping, entry) = self.plan_direct(granule, actor, spec, &Places::new())?;
+        if let Err(refused) = self.enter_all(&[entry]) {
+            self.give_places(&[entry]);
+            return Err(refused.into());
+        }
+        Ok(mapping)
+    }
+
+    fn enter_all(&mut self, entries: &[Entry]) -> Result<(), InsertError> {
+        self.iotlb.insert_all(entries)?;
+        self.reclaim();
+        for entry in entries {
+            self.count_direct(entry.target.region, 1);
+        }
+        if !entries.is_empty() {
+            self.direct_generation = self.iotlb.generation();
+        }
+        Ok(())
+    }
+
+    fn give_places(&mut self, entries: &[Entry]) {
+        let places = entries.iter().rev().map(|entry| entry.range);
+        places.for_each(|place| self.space.give(place));
+    }
+
+    /// Checks everything about one mapping and takes its place, beside those of
+    /// the same request that are planned already.
+    fn plan_direct(
+        &mut self,
+        granule: Granule,
+        actor: Actor,
+        spec: &DirectSpec,
+        planned: &Places,
+    ) -> Result<(DirectMapping, Entry), MapDirectError> {
         self.may_act(actor)?;
         let fixed = spec.check(granule)?;
         let registered = self.memory_for(actor, spec.memory)?;
@@ -284,7 +343,8 @@ impl State {
             perm: spec.perm,
         };
         facts.entry(&mapping, spec.len_bytes)?;
-        self.quotas.admit(Quota::Direct, self.iotlb.direct_len())?;
+        let used = self.iotlb.direct_len() + planned.len();
+        self.quotas.admit(Quota::Direct, used)?;
         mapping.range = match (fixed, spec.placement) {
             (None, Placement::Anywhere { align_bytes, limit }) => {
                 self.space.place(spec.len_bytes, align_bytes, limit)?
@@ -292,22 +352,15 @@ impl State {
             _ => mapping.range,
         };
         self.space.check(mapping.range)?;
+        let range = mapping.range;
+        let mapped = self.iotlb.lookup(range).map(|entry| entry.range);
+        let hit = mapped.into_iter().chain(lowest_hit(planned, range)).min();
+        if let Some(hit) = hit {
+            return Err(MapDirectError::Overlap { range, hit });
+        }
         let entry = facts.entry(&mapping, spec.len_bytes)?;
-        self.iotlb.insert(entry)?;
-        self.reclaim();
-        self.space.take(mapping.range);
-        self.count_direct(entry.target.region, 1);
-        self.direct_generation = self.iotlb.generation();
-        Ok(mapping)
-    }
-
-    /// Removes the direct mapping that starts there.
-    fn remove_direct(&mut self, start: Iova) {
-        let entry = self.iotlb.remove(start).expect("it was there");
-        self.reclaim();
-        self.space.give(entry.range);
-        self.count_direct(entry.target.region, -1);
-        self.direct_generation = self.iotlb.generation();
+        self.space.take(range);
+        Ok((mapping, entry))
     }
 
     fn count_direct(&mut self, region: RegionId, change: i64) {
@@ -586,6 +639,17 @@ fn blame_mapping(refused: InsertError, mappings: &[DirectMapping]) -> SetMapErro
         index: index.expect("an entry of the table was refused"),
         error: refused.into(),
     }
+}
+
+/// By start, none overlapping another.
+type Places = BTreeMap<Iova, IovaRange>;
+
+/// The lowest place that overlaps `range`.
+fn lowest_hit(places: &Places, range: IovaRange) -> Option<IovaRange> {
+    let before = places.range(..range.start()).next_back();
+    let within = places.range(range.start()..=range.last()).next();
+    let near = before.into_iter().chain(within).map(|(_, place)| *place);
+    near.into_iter().find(|place| place.overlaps(range))
 }
 
 /// An overlap with an earlier entry of the same request is the request's fault.
