@@ -209,10 +209,6 @@ impl DirectMapping {
         granule: Granule,
         memories: &BTreeMap<MemoryId, Result<MemoryFacts, MemoryMissing>>,
     ) -> Result<Entry, MapDirectError> {
-        let len_bytes = self.range.len_bytes().unwrap_or(u64::MAX);
-        if len_bytes >= 1 << 63 {
-            return Err(MapDirectError::TooLong { len_bytes });
-        }
         // Not the length: of the whole space it is 2^64.
         let end = self.range.last().get().wrapping_add(1);
         let numbers = [
@@ -221,6 +217,10 @@ impl DirectMapping {
             ("the end", end),
         ];
         check_alignment(&numbers, granule)?;
+        let len_bytes = self.range.len_bytes().unwrap_or(u64::MAX);
+        if len_bytes >= 1 << 63 {
+            return Err(MapDirectError::TooLong { len_bytes });
+        }
         let facts = memories[&self.memory]
             .as_ref()
             .map_err(|missing| *missing)?;

@@ -228,7 +228,9 @@ impl Domain {
         want: Perm,
     ) -> Result<(Vec<Translated>, u64), TranslationError> {
         let state = self.lock();
-        let pieces = state.iotlb.translate(range, want)?;
+        // No more than tells that it is too much.
+        let pieces = state.iotlb.pieces(range, want).take(TRANSLATE_PIECES + 1);
+        let pieces: Vec<_> = pieces.collect::<Result<_, _>>()?;
         if pieces.len() > TRANSLATE_PIECES {
             return Err(TranslationError::TooManyPieces {
                 range,

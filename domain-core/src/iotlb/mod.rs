@@ -178,26 +178,35 @@ impl<W: Words> Iotlb<W> {
     /// [`TranslateError`] at the first hole or the first entry that allows too
     /// little; then no piece is given.
     pub fn translate(&self, range: IovaRange, want: Perm) -> Result<Vec<Piece>, TranslateError> {
-        let mut pieces = Vec::new();
-        let mut rest = range;
-        let mut entry = self.namespace(rest.start()).holding(rest.start());
-        loop {
+        self.pieces(range, want).collect()
+    }
+
+    /// As [`translate`](Iotlb::translate), one piece after the other; the first
+    /// error is the last item.
+    pub fn pieces(
+        &self,
+        range: IovaRange,
+        want: Perm,
+    ) -> impl Iterator<Item = Result<Piece, TranslateError>> {
+        let mut next = Some(range);
+        std::iter::from_fn(move || {
+            let rest = next.take()?;
             let at = rest.start();
-            let found = entry.ok_or(TranslateError::Hole { at })?;
-            if !found.perm.allows(want) {
-                return Err(TranslateError::Perm {
-                    range: found.range,
-                    perm: found.perm,
-                    want,
-                });
-            }
-            pieces.push(found.clip(rest));
-            let Some(above) = above(rest, found.range.last()) else {
-                return Ok(pieces);
+            let namespace = self.namespace(at);
+            let entry = match at == range.start() {
+                true => namespace.holding(at),
+                false => namespace.at(at),
             };
-            rest = above;
-            entry = self.namespace(rest.start()).at(rest.start());
-        }
+            let Some(found) = entry else {
+                return Some(Err(TranslateError::Hole { at }));
+            };
+            let Entry { range, perm, .. } = found;
+            if !perm.allows(want) {
+                return Some(Err(TranslateError::Perm { range, perm, want }));
+            }
+            next = above(rest, range.last());
+            Some(Ok(found.clip(rest)))
+        })
     }
 
     /// A reader of the page table, for any thread.

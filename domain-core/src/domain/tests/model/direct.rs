@@ -475,13 +475,13 @@ impl Model {
         for (index, entry) in table.iter().enumerate() {
             let checked = (|| {
                 let end = entry.range.last().get().wrapping_add(1);
+                misaligned("iova", entry.range.start().get())?;
+                misaligned("offset", entry.offset)?;
+                misaligned("the end", end)?;
                 if entry.range.bytes() >= 1 << 63 {
                     let len_bytes = entry.range.len_bytes().unwrap_or(u64::MAX);
                     return Err(MapDirectError::TooLong { len_bytes });
                 }
-                misaligned("iova", entry.range.start().get())?;
-                misaligned("offset", entry.offset)?;
-                misaligned("the end", end)?;
                 let bytes = entry.range.bytes();
                 self.check_source(actor, entry.memory, entry.offset, bytes, entry.perm)
             })();
