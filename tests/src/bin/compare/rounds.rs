@@ -28,7 +28,7 @@ impl Scale {
     pub(crate) const QUICK: Scale = Scale {
         rounds: 41,
         turn: Duration::from_millis(1),
-        setup: Duration::from_millis(500),
+        setup: Duration::from_millis(2_000),
         singles: 20_000,
         single_rounds: 13,
         ageing_ops: 1_000_000,
