@@ -290,16 +290,15 @@ impl IovaAllocator {
         }
         let align = align_bytes.max(self.granule.bytes()) >> self.shift;
         let end = self.end(limit);
-        if let Ok(want) = u32::try_from(self.granules_of(len_bytes)) {
-            let mut start = self.space.take_where(want, align, end);
-            if start.is_none() && self.space.drain() {
-                start = self.space.take_where(want, align, end);
-            }
-            if let Some(start) = start {
-                return Ok(self.taken(start, want));
-            }
+        let want = u32::try_from(self.granules_of(len_bytes)).ok();
+        let take = |space: &mut Space| Some((space.take_where(want?, align, end)?, want?));
+        let mut taken = take(&mut self.space);
+        if taken.is_none() && self.space.drain() {
+            taken = take(&mut self.space);
         }
-        self.space.drain();
+        if let Some((start, want)) = taken {
+            return Ok(self.taken(start, want));
+        }
         Err(AllocError::NoSpace {
             want_bytes: len_bytes,
             align_bytes: align << self.shift,
