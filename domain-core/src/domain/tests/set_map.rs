@@ -400,6 +400,30 @@ fn a_large_table_leaves_the_free_places_right() {
     assert_eq!(at.set(&at.five).unwrap().removed, 500);
 }
 
+/// So they are when as much goes at once, in one generation.
+#[test]
+fn a_large_removal_leaves_the_free_places_right() {
+    let at = fixture();
+    let entry = |k: u64| at.buffer.entry(pages(100 + 2 * k, 100 + 2 * k));
+    let large: Vec<_> = (0..1000).map(entry).collect();
+    let remove = [
+        |domain: &Domain| {
+            domain.clear_map(AS_DRIVER, &[pages(0, 9999)]).unwrap();
+        },
+        |domain: &Domain| {
+            domain.unmap_direct(AS_DRIVER, &[pages(0, 9999)]).unwrap();
+        },
+        |domain: &Domain| domain.leave(DRIVER),
+    ];
+    for remove in remove {
+        let before = at.set(&large).unwrap().generation;
+        remove(&at.domain);
+        at.domain.check_invariants();
+        let usage = at.domain.usage();
+        assert_eq!((usage.direct, usage.direct_generation), (0, before + 1));
+    }
+}
+
 /// The table is checked without the lock. What happens meanwhile is staged by
 /// many threads here; what must hold is that the table is always one of those
 /// that were set, and that no entry leads to a memory that took over a number.
