@@ -103,9 +103,15 @@ pub(crate) fn mapping(wire: &v1::Mapping) -> Result<MappingView, ProtocolError> 
         v1::MappingState::Reserved => Phase::Reserved,
         v1::MappingState::Live => Phase::Live,
         v1::MappingState::Draining => Phase::Draining,
+        v1::MappingState::Invalidating => Phase::Invalidating,
+        v1::MappingState::Quarantined => Phase::Quarantined,
         v1::MappingState::Unspecified => return Err(ProtocolError::Missing { field: "state" }),
     };
     let owner = match wire.session.as_str() {
+        "" => None,
+        name => Some(parse_session(name).map_err(ProtocolError::Name)?),
+    };
+    let blocked_by = match wire.blocked_by.as_str() {
         "" => None,
         name => Some(parse_session(name).map_err(ProtocolError::Name)?),
     };
@@ -117,6 +123,7 @@ pub(crate) fn mapping(wire: &v1::Mapping) -> Result<MappingView, ProtocolError> 
         perm: convert::perm(wire.perm)?,
         phase,
         kind,
+        blocked_by,
     })
 }
 
@@ -170,6 +177,7 @@ mod tests {
             perm: Perm::Write,
             phase: Phase::Live,
             kind: ViewKind::Direct { source },
+            blocked_by: None,
         };
         let streaming = MappingView {
             id: Some(MappingId::new(9)),

@@ -196,6 +196,8 @@ pub enum EndReason {
     Protocol,
     /// The daemon says that the process that attached has died.
     PeerGone,
+    /// It did not acknowledge in time what was removed.
+    Fenced,
     /// The daemon broke the protocol.
     DaemonProtocol,
     /// The connection is gone, and nobody said why: the daemon has died.
@@ -241,6 +243,7 @@ impl From<v1::SessionEnded> for Ended {
             v1::EndReason::Shutdown => EndReason::Shutdown,
             v1::EndReason::Protocol => EndReason::Protocol,
             v1::EndReason::PeerGone => EndReason::PeerGone,
+            v1::EndReason::Fenced => EndReason::Fenced,
             v1::EndReason::Unspecified => EndReason::Unknown,
         };
         Ended::new(reason, wire.message)

@@ -115,6 +115,7 @@ pub(crate) fn attached(regions: u32) -> Body {
         coherent: Some(wire_range(COHERENT, 2)),
         regions,
         access_enforced: true,
+        ack_timeout_ms: 5000,
     })
 }
 
@@ -123,6 +124,7 @@ pub(crate) fn region(kind: v1::RegionKind, start: u64, pages: u64) -> Body {
         kind: kind.into(),
         range: Some(wire_range(start, pages)),
         hugetlb: false,
+        size_bytes: pages * PAGE,
     })
 }
 

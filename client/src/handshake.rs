@@ -106,6 +106,8 @@ async fn ask_to_attach(
         domain: domain.name(),
         role: v1::Role::from(role).into(),
         access: v1::Access::from(access).into(),
+        ack_mode: v1::AckMode::Pins.into(),
+        ..v1::Attach::default()
     };
     send(socket, ATTACH_ID, Ask::Attach(attach)).await?;
     match receive_without_fd(socket).await? {
@@ -194,7 +196,9 @@ impl Regions {
         let (regions, aperture) = match region.kind() {
             v1::RegionKind::Bounce => (&mut self.bounce, plan.bounce),
             v1::RegionKind::Coherent => (&mut self.coherent, plan.coherent),
-            v1::RegionKind::Unspecified => (&mut self.bounce, None),
+            v1::RegionKind::Table | v1::RegionKind::SessionPage | v1::RegionKind::Unspecified => {
+                (&mut self.bounce, None)
+            }
         };
         let aperture = aperture.ok_or(ProtocolError::RegionKind { kind: region.kind })?;
         let wire = region
@@ -282,6 +286,8 @@ pub(crate) fn frame_name(body: &Answer) -> &'static str {
         Answer::MemoryUnregistered(_) => "MemoryUnregistered",
         Answer::Refusal(_) => "Refusal",
         Answer::SessionEnded(_) => "SessionEnded",
+        Answer::Change(_) => "Change",
+        Answer::MemoryOpened(_) => "MemoryOpened",
     }
 }
 
@@ -458,6 +464,7 @@ mod tests {
         );
 
         let nowhere = v1::Region {
+            size_bytes: 0,
             kind: BOUNCE_KIND.into(),
             range: None,
             hugetlb: false,

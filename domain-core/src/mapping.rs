@@ -43,6 +43,10 @@ pub enum Phase {
     Live,
     /// Not visible any more; bytes are being copied back or zeroed.
     Draining,
+    /// Removed; some session has not acknowledged it yet.
+    Invalidating,
+    /// Removed; a session that has ended may still reach it.
+    Quarantined,
 }
 
 /// Why an iova and an id name nothing that this session could end.
@@ -109,6 +113,7 @@ impl Held {
             visible: self.visible,
             perm: self.perm(),
             phase: self.phase,
+            blocked_by: None,
             kind: match &self.kind {
                 HeldKind::Streaming(bounce) => ViewKind::Streaming {
                     direction: bounce.direction,
@@ -138,6 +143,8 @@ pub struct MappingView {
     pub phase: Phase,
     /// What it is.
     pub kind: ViewKind,
+    /// In quarantine: who may still reach it.
+    pub blocked_by: Option<SessionId>,
 }
 
 impl MappingView {

@@ -401,6 +401,8 @@ impl From<Phase> for v1::MappingState {
             Phase::Reserved => v1::MappingState::Reserved,
             Phase::Live => v1::MappingState::Live,
             Phase::Draining => v1::MappingState::Draining,
+            Phase::Invalidating => v1::MappingState::Invalidating,
+            Phase::Quarantined => v1::MappingState::Quarantined,
         }
     }
 }
@@ -522,6 +524,7 @@ impl From<MappingView> for v1::Mapping {
             offset,
             state: v1::MappingState::from(view.phase).into(),
             persistent: view.owner.is_none(),
+            blocked_by: view.blocked_by.map(session_name).unwrap_or_default(),
         }
     }
 }
@@ -553,6 +556,10 @@ impl From<Usage> for v1::DomainUsage {
             coherent_largest_hole_bytes: usage.coherent_aperture.largest_hole_bytes,
             direct_mappings: usage.direct as u64,
             table_bytes: usage.table_bytes,
+            invalidating_mappings: usage.invalidating as u64,
+            quarantined_mappings: usage.quarantined.mappings as u64,
+            quarantined_bytes: usage.quarantined.bytes,
+            fenced_sessions: count(usage.fenced),
         }
     }
 }

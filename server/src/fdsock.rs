@@ -248,6 +248,7 @@ impl Attachment {
             coherent: range(ApertureKind::Coherent),
             regions: convert::count(apertures.len()),
             access_enforced: live.access_enforced,
+            ..v1::Attached::default()
         };
         send(frames, request, Answer::Attached(attached), None).await?;
         for aperture in &apertures {
@@ -255,6 +256,7 @@ impl Attachment {
                 kind: v1::RegionKind::from(aperture.kind()).into(),
                 range: Some(aperture.range().into()),
                 hugetlb: aperture.backing() == Backing::Hugetlb2M,
+                size_bytes: aperture.range().len_bytes().unwrap_or(0),
             };
             let grant = aperture.grant(live.access).map_err(|error| {
                 tracing::error!(session = %live.id, %error, "reopening a region");
@@ -338,6 +340,12 @@ async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over>
             unregister(live, MemoryId::new(asked.memory_id)).await
         }
         (Some(Asked::Detach(_)), None) => return Err(Over::Closed),
+        (Some(Asked::Ack(_)), None) => return Ok(()),
+        (Some(Asked::OpenMemory(asked)), None) => Err(Refusal::because(
+            Code::NotFound,
+            ErrorReason::NoSuchMemory,
+            format!("nothing leads to region {}", asked.region),
+        )),
         (Some(Asked::RegisterMemory(_)), None) => {
             return Err(broken("RegisterMemory without its fd".into()));
         }
@@ -487,5 +495,6 @@ fn explain(reason: EndReason) -> &'static str {
         EndReason::Shutdown => "the daemon stops",
         EndReason::Protocol => "the protocol was broken",
         EndReason::PeerGone => "the process that attached has ended",
+        EndReason::Fenced => "the session did not acknowledge in time what was removed",
     }
 }

@@ -53,6 +53,8 @@ impl Live {
             streaming_mappings: streaming as u64,
             coherent_allocations: coherent as u64,
             memories: count(memories),
+            state: v1::SessionState::Attached.into(),
+            ..v1::Session::default()
         }
     }
 }

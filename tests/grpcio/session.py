@@ -87,7 +87,8 @@ class Session(Connection):
             raise
 
     def attach(self, domain, role, access):
-        self.send(attach=fd.Attach(domain=domain, role=role, access=access))
+        # It never pins, and so never owes an Ack.
+        self.send(attach=fd.Attach(domain=domain, role=role, access=access, ack_mode=fd.ACK_MODE_PINS))
         self.attached = self.answer("attached")
         self.name = self.attached.session
         self.apertures = []

@@ -518,6 +518,9 @@ pub fn attach(domain: &str, role: v1::Role, access: v1::Access) -> AskBody {
         domain: domain.to_owned(),
         role: role.into(),
         access: access.into(),
+        // It never pins, and so never owes an Ack.
+        ack_mode: v1::AckMode::Pins.into(),
+        ..v1::Attach::default()
     })
 }
 

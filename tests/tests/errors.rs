@@ -1511,6 +1511,7 @@ async fn attach_is_refused_by_name_role_and_access_and_can_be_repeated() {
                 domain: "domains/d0".into(),
                 role: 7,
                 access: rw.into(),
+                ..v1::Attach::default()
             }),
             Code::InvalidArgument,
             Reason::Malformed,

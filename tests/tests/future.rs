@@ -362,6 +362,7 @@ async fn future_values_of_enums_are_refused_and_change_nothing() {
                 domain: node::name("d0"),
                 role,
                 access,
+                ..v1::Attach::default()
             });
             refused(wire.ask(attach, None).await, invalid, Reason::Malformed);
         }

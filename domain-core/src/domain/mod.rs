@@ -101,6 +101,21 @@ pub struct Usage {
     pub coherent_aperture: Occupancy,
     /// Number of the IOTLB's state.
     pub generation: u64,
+    /// Mappings that were removed and that some session has not acknowledged.
+    pub invalidating: usize,
+    /// Mappings in quarantine.
+    pub quarantined: Quarantined,
+    /// Sessions that have ended and may still reach something.
+    pub fenced: usize,
+}
+
+/// What cannot be used again because somebody may still reach it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quarantined {
+    /// How many mappings.
+    pub mappings: usize,
+    /// Bytes of the apertures among them, in whole granules.
+    pub bytes: u64,
 }
 
 /// Why a domain was not created.

@@ -171,6 +171,7 @@ impl State {
             visible: entry.range,
             perm: entry.perm,
             phase: Phase::Live,
+            blocked_by: None,
             kind: ViewKind::Direct {
                 source: Source {
                     memory,
@@ -527,6 +528,9 @@ impl State {
             bounce: occupancy(&self.bounce_iovas),
             coherent_aperture: occupancy(&self.coherent_iovas),
             generation: self.iotlb.generation(),
+            invalidating: 0,
+            quarantined: super::Quarantined::default(),
+            fenced: 0,
         }
     }
 

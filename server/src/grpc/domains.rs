@@ -51,6 +51,17 @@ impl DomainService for Domains {
         Ok(Response::new(off_worker(|| turn.take(create)).await??))
     }
 
+    type WatchDomainStream = std::pin::Pin<
+        Box<dyn tokio_stream::Stream<Item = Result<v1::WatchDomainResponse, Status>> + Send>,
+    >;
+
+    async fn watch_domain(
+        &self,
+        _request: Request<v1::WatchDomainRequest>,
+    ) -> Result<Response<Self::WatchDomainStream>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     async fn get_domain(
         &self,
         request: Request<v1::GetDomainRequest>,

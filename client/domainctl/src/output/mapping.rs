@@ -117,6 +117,7 @@ mod tests {
             offset: 512,
             state: v1::MappingState::Live.into(),
             persistent: false,
+            blocked_by: String::new(),
         }
     }
 

@@ -125,6 +125,8 @@ mod tests {
             streaming_mappings: 2,
             coherent_allocations: 1,
             memories: 1,
+            state: v1::SessionState::Attached.into(),
+            ..v1::Session::default()
         }
     }
 
