@@ -24,6 +24,17 @@ pub enum Actor {
     Owner,
 }
 
+impl Actor {
+    /// The session, if it is one.
+    #[must_use]
+    pub fn session(self) -> Option<SessionId> {
+        match self {
+            Actor::Session(session) => Some(session),
+            Actor::Owner => None,
+        }
+    }
+}
+
 /// Where a direct mapping shall appear.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
@@ -96,6 +107,12 @@ pub enum MapDirectError {
     Place(#[from] PlaceError),
     #[error("{range} overlaps {hit}, which is mapped")]
     Overlap { range: IovaRange, hit: IovaRange },
+    #[error("{range} overlaps {hit}, which is removed, and which some session may still use")]
+    Invalidating {
+        range: IovaRange,
+        hit: IovaRange,
+        blocked_by: Option<SessionId>,
+    },
     #[error("{range} overlaps {other} of entry {index} of the same request")]
     OverlapsEntry {
         range: IovaRange,

@@ -75,6 +75,12 @@ pub(crate) struct Held {
     pub(crate) syncs: u32,
     /// The reset of the bounce aperture that it was made after.
     pub(crate) epoch: u64,
+    /// Generation in which it became visible.
+    pub(crate) since: u64,
+    /// Its granules are overwritten before they are free.
+    pub(crate) scrub: bool,
+    /// In quarantine: who may still reach it.
+    pub(crate) blocked_by: Option<SessionId>,
     pub(crate) kind: HeldKind,
 }
 
@@ -82,12 +88,43 @@ pub(crate) struct Held {
 pub(crate) enum HeldKind {
     Streaming(Bounce),
     Coherent,
+    /// A streaming mapping that has come to its end, but for its granules.
+    Streamed(Streamed),
+}
+
+/// What is still to be told of a streaming mapping that has ended. It keeps no
+/// client's file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Streamed {
+    direction: Direction,
+    source: Source,
+}
+
+impl Streamed {
+    fn view(self) -> ViewKind {
+        ViewKind::Streaming {
+            direction: self.direction,
+            source: self.source,
+        }
+    }
+}
+
+impl From<&Bounce> for Streamed {
+    fn from(bounce: &Bounce) -> Streamed {
+        Streamed {
+            direction: bounce.direction,
+            source: Source {
+                memory: bounce.memory_id,
+                offset: bounce.file_offset,
+            },
+        }
+    }
 }
 
 impl Held {
     pub(crate) fn aperture(&self) -> ApertureKind {
         match self.kind {
-            HeldKind::Streaming(_) => ApertureKind::Bounce,
+            HeldKind::Streaming(_) | HeldKind::Streamed(_) => ApertureKind::Bounce,
             HeldKind::Coherent => ApertureKind::Coherent,
         }
     }
@@ -95,15 +132,22 @@ impl Held {
     pub(crate) fn perm(&self) -> Perm {
         match &self.kind {
             HeldKind::Streaming(bounce) => bounce.direction.perm(),
+            HeldKind::Streamed(ended) => ended.direction.perm(),
             HeldKind::Coherent => Perm::ReadWrite,
         }
     }
 
+    /// The transfer, until it has come to its end.
     pub(crate) fn bounce(&self) -> Option<&Bounce> {
         match &self.kind {
             HeldKind::Streaming(bounce) => Some(bounce),
-            HeldKind::Coherent => None,
+            HeldKind::Streamed(_) | HeldKind::Coherent => None,
         }
+    }
+
+    /// Has it come to its end, but for its granules?
+    pub(crate) fn is_retired(&self) -> bool {
+        matches!(self.phase, Phase::Invalidating | Phase::Quarantined)
     }
 
     pub(crate) fn view(&self) -> MappingView {
@@ -113,15 +157,10 @@ impl Held {
             visible: self.visible,
             perm: self.perm(),
             phase: self.phase,
-            blocked_by: None,
+            blocked_by: self.blocked_by,
             kind: match &self.kind {
-                HeldKind::Streaming(bounce) => ViewKind::Streaming {
-                    direction: bounce.direction,
-                    source: Source {
-                        memory: bounce.memory_id,
-                        offset: bounce.file_offset,
-                    },
-                },
+                HeldKind::Streaming(bounce) => Streamed::from(bounce).view(),
+                HeldKind::Streamed(ended) => ended.view(),
                 HeldKind::Coherent => ViewKind::Coherent,
             },
         }

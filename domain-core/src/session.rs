@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::addr::Iova;
 use crate::memory::MemoryId;
@@ -46,6 +47,88 @@ impl fmt::Display for Role {
             Role::Device => "DEVICE",
         })
     }
+}
+
+/// Whom it is charged to what sessions hold back when they have ended: a user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Account(pub u32);
+
+/// A session as its domain has to wait for it. Called under the domain's lock:
+/// must not block, nor call the domain.
+pub trait Reader: fmt::Debug + Send + Sync {
+    /// Does it acknowledge every removal by a message of its own?
+    fn by_frames(&self) -> bool;
+
+    /// Might one of its threads still use a translation from before
+    /// `generation`, which has just been published? If not, that is its
+    /// acknowledgment. Not asked of one that answers by frames.
+    fn holds_older_than(&self, generation: u64) -> bool;
+
+    /// The domain waits for its acknowledgment of `generation`:
+    /// [`Domain::acknowledge`](crate::Domain::acknowledge).
+    fn ask(&self, generation: u64);
+
+    /// It has ended, and what is made after `generation` must be out of its
+    /// reach: from now on every walk of its threads is void that looks at its end
+    /// afterwards.
+    fn fence(&self, generation: u64);
+}
+
+/// Somebody who joins a domain.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    /// As what.
+    pub role: Role,
+    /// Who pays for what it holds back.
+    pub account: Account,
+    /// How the domain waits for it; `None`: it never translates, and so holds
+    /// nothing.
+    pub reader: Option<Arc<dyn Reader>>,
+}
+
+impl From<Role> for Joining {
+    /// Somebody who never translates.
+    fn from(role: Role) -> Joining {
+        Joining {
+            role,
+            account: Account::default(),
+            reader: None,
+        }
+    }
+}
+
+/// Something was taken out of sight. It may be used again when all sessions that
+/// could have seen it have acknowledged that: [`Domain::progress`](crate::Domain::progress).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// Number of the first state without it.
+    pub generation: u64,
+}
+
+/// How far a removal has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// These attached sessions have not acknowledged it; none if it is being
+    /// zeroed.
+    Waiting(Vec<SessionId>),
+    /// All attached sessions have; these have ended, and may still reach it.
+    Quarantined(Vec<SessionId>),
+    /// It is as if it had never been.
+    Done,
+}
+
+/// Why an acknowledgment counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum AckError {
+    #[error("session {session} is not there")]
+    NoSession { session: SessionId },
+    #[error("session {session} acknowledges generation {generation}, and the newest is {current}")]
+    Ahead {
+        session: SessionId,
+        generation: u64,
+        current: u64,
+    },
 }
 
 /// Why a session may not do this at all.

@@ -14,14 +14,14 @@ use domain_core::addr::{IovaRange, RangeError};
 use domain_core::alloc::AllocError;
 use domain_core::batch::BatchError;
 use domain_core::coherent::{AllocCoherentError, FreeCoherentError};
-use domain_core::domain::{CreateError, InUse, UpdateError};
+use domain_core::domain::{CreateError, InUse, OpenError, UpdateError};
 use domain_core::layout::LayoutError;
 use domain_core::limits::{
     BATCH_ENTRIES, Quota, QuotaExceeded, REQUEST_ID_BYTES, TABLE_ENTRIES_PER_REQUEST,
 };
 use domain_core::mapping::MappingMissing;
 use domain_core::memory::{MemoryMissing, RegisterError, UnregisterError};
-use domain_core::region::{MemoryRefused, RegionError, SpanError};
+use domain_core::region::{MemoryRefused, RegionError, ShareError, SpanError};
 use domain_core::session::{Denied, JoinError};
 use domain_core::space::RestrictionError;
 use domain_core::streaming::{MapError, Mapped, SyncError, UnmapError};
@@ -487,6 +487,30 @@ impl From<RegisterError> for Refusal {
         match error {
             RegisterError::Denied(denied) => denied.into(),
             RegisterError::Quota(quota) => quota.into(),
+        }
+    }
+}
+
+impl From<OpenError> for Refusal {
+    fn from(error: OpenError) -> Refusal {
+        match error {
+            OpenError::Denied(denied) => denied.into(),
+            OpenError::NoSuchRegion { region } => {
+                Refusal::of(Code::NotFound, ErrorReason::NoSuchMemory, &error)
+                    .with("region", region.get())
+            }
+        }
+    }
+}
+
+impl From<ShareError> for Refusal {
+    fn from(error: ShareError) -> Refusal {
+        let of = |code, reason| Refusal::of(code, reason, &error);
+        match &error {
+            ShareError::Mode { .. } => {
+                of(Code::FailedPrecondition, ErrorReason::MemoryNotShareable)
+            }
+            ShareError::NoDescriptor(_) => of(Code::ResourceExhausted, ErrorReason::NoMemory),
         }
     }
 }

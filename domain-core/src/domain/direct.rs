@@ -4,8 +4,10 @@
 //! What can be checked without the lock (a table of 10^5 entries) is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
+use super::limbo::{Place, Retired, What};
+use super::readers::Reach;
 use super::state::{State, is_in_reach};
 use super::{Domain, Settings, UpdateError};
 use crate::addr::{Granule, Iova, IovaRange};
@@ -14,12 +16,13 @@ use crate::direct::{
     Actor, DirectMapping, DirectSpec, MapDirectError, MemoryFacts, Placement, Removed, SetMapError,
     TableSet, UnmapDirectError,
 };
-use crate::iotlb::{DirectTable, Entry, InsertError, Overlap, RegionId, TranslateError};
+use crate::iotlb::{DirectTable, Entry, InsertError, Overlap, RegionId, Replaced, TranslateError};
 use crate::layout::ApertureKind;
 use crate::limits::{Quota, QuotaExceeded, TRANSLATE_PIECES};
 use crate::mapping::{MappingView, Phase};
 use crate::memory::{MemoryId, MemoryMissing};
 use crate::perm::Perm;
+use crate::session::Removal;
 use crate::space::Restrictions;
 
 /// Above this many changes the free runs are made anew rather than one by one.
@@ -103,15 +106,15 @@ impl Domain {
         &self,
         actor: Actor,
         ranges: &[IovaRange],
-    ) -> Result<Removed, UnmapDirectError> {
+    ) -> Result<(Removed, Removal), UnmapDirectError> {
         let ranges = disjoint(ranges)?;
-        let mut state = self.lock();
+        let state = self.lock();
         state.may_act(actor)?;
         let mut doomed = Vec::new();
         for &range in &ranges {
             doomed.extend(state.inside(range, self.layout.limit())?);
         }
-        state.remove_all(actor, &doomed)
+        self.remove_all(state, actor, &doomed)
     }
 
     /// Removes every direct mapping that overlaps one of the ranges, whole
@@ -123,9 +126,9 @@ impl Domain {
         &self,
         actor: Actor,
         ranges: &[IovaRange],
-    ) -> Result<Removed, UnmapDirectError> {
+    ) -> Result<(Removed, Removal), UnmapDirectError> {
         let ranges = joined(ranges);
-        let mut state = self.lock();
+        let state = self.lock();
         state.may_act(actor)?;
         let mut doomed: Vec<Entry> = Vec::new();
         for range in ranges {
@@ -135,10 +138,23 @@ impl Domain {
             let hit = hit.take_while(|entry| entry.range.overlaps(range));
             doomed.extend(hit.filter(|entry| Some(entry.range) != seen));
         }
-        state.remove_all(actor, &doomed)
+        self.remove_all(state, actor, &doomed)
     }
 
-    /// Replaces the direct table; nobody sees a mixture.
+    fn remove_all(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        actor: Actor,
+        doomed: &[Entry],
+    ) -> Result<(Removed, Removal), UnmapDirectError> {
+        let removed = state.remove_all(actor, doomed)?;
+        let removal = state.removal();
+        self.settle(state, Vec::new());
+        Ok((removed, removal))
+    }
+
+    /// Replaces the direct table; nobody sees a mixture. The removal to wait for
+    /// has the generation of the answer.
     ///
     /// # Errors
     /// [`SetMapError`]; the old table stays.
@@ -159,7 +175,9 @@ impl Domain {
         let mut state = self.lock();
         // Anything may have happened since.
         state.check_table(actor, mappings, expected_generation)?;
-        state.replace_direct(mappings, &table)
+        let set = state.replace_direct(actor, mappings, &table)?;
+        self.settle(state, Vec::new());
+        Ok(set)
     }
 
     /// Ends all streaming mappings, without copying back, and zeroes the bounce
@@ -168,11 +186,15 @@ impl Domain {
     ///
     /// # Errors
     /// [`ResetError`]; nothing is changed.
-    pub fn reset_bounce(&self, actor: Actor, force: bool) -> Result<usize, ResetError> {
+    pub fn reset_bounce(&self, actor: Actor, force: bool) -> Result<(usize, Removal), ResetError> {
         let bounce = self.bounce.as_ref().ok_or(ResetError::NoAperture)?;
-        let (ended, abandoned) = self.lock().end_streaming(actor, force)?;
+        let (ended, abandoned, removal) = {
+            let mut state = self.lock();
+            let (ended, abandoned) = state.end_streaming(actor, force)?;
+            (ended, abandoned, state.removal())
+        };
         for chunk in abandoned.chunks(REFILL_ABOVE) {
-            self.give_back(chunk, true);
+            self.retire(chunk, actor.session(), |_| true);
         }
         // Nobody is ever given the first granule of the space, but a device may
         // have written there.
@@ -184,7 +206,7 @@ impl Domain {
         while let Some(from) = next {
             next = self.scrub_free_from(from);
         }
-        Ok(ended)
+        Ok((ended, removal))
     }
 
     /// Overwrites the beginning of the first free run from `from` on; answers
@@ -304,8 +326,10 @@ impl State {
     }
 
     fn enter_all(&mut self, entries: &[Entry]) -> Result<(), InsertError> {
-        self.iotlb.insert_all(entries)?;
-        self.reclaim();
+        match self.iotlb.insert_all(entries) {
+            Err(InsertError::NoRoom(_)) if self.finds_nodes() => self.iotlb.insert_all(entries)?,
+            entered => entered?,
+        }
         for entry in entries {
             self.count_direct(entry.target.region, 1);
         }
@@ -360,6 +384,7 @@ impl State {
         if let Some(hit) = hit {
             return Err(MapDirectError::Overlap { range, hit });
         }
+        self.check_limbo_at(range)?;
         let entry = facts.entry(&mapping, spec.len_bytes)?;
         self.space.take(range);
         Ok((mapping, entry))
@@ -405,29 +430,116 @@ impl State {
         if let Some(Entry { range, .. }) = foreign {
             return Err(UnmapDirectError::NotYours { range: *range });
         }
-        self.take_out(doomed.iter().map(|entry| entry.range.start()));
+        let closed = self.take_out(doomed.iter().map(|entry| entry.range.start()));
+        self.ask_readers(&closed, actor.session());
         Ok(Removed::of(doomed.iter()))
     }
 
-    /// Removes the direct mappings that start there, in one generation.
-    fn take_out(&mut self, starts: impl Iterator<Item = Iova>) {
+    /// Removes the direct mappings that start there, in one generation. Their
+    /// places are free when nobody can still use them. Answers the memories that
+    /// nothing leads to any more.
+    fn take_out(&mut self, starts: impl Iterator<Item = Iova>) -> Vec<MemoryId> {
         let removed = self.iotlb.remove_all(starts);
         if removed.is_empty() {
-            return;
+            return Vec::new();
         }
-        self.reclaim();
+        let generation = self.iotlb.generation();
+        for place in self.places_of(&removed) {
+            self.limbo.push_place(generation, place);
+        }
         for entry in &removed {
             self.count_direct(entry.target.region, -1);
         }
-        if removed.len() > REFILL_ABOVE {
-            let entries = self.iotlb.direct_entries();
-            self.space.refill(entries.map(|entry| entry.range));
-        } else {
-            removed
-                .iter()
-                .for_each(|entry| self.space.give(entry.range));
+        self.direct_generation = generation;
+        self.without_entries(&removed)
+    }
+
+    /// Where removed entries were, neighbours that continue one another in one.
+    fn places_of(&self, removed: &[Entry]) -> Vec<Place> {
+        let mut places: Vec<Place> = Vec::with_capacity(removed.len());
+        for entry in removed {
+            let place = self.place_of(entry);
+            match places
+                .last_mut()
+                .filter(|last| last.is_continued_by(&place))
+            {
+                Some(last) => last.extend_to(place.range.last()),
+                None => places.push(place),
+            }
         }
-        self.direct_generation = self.iotlb.generation();
+        places
+    }
+
+    fn place_of(&self, entry: &Entry) -> Place {
+        let memory = self.memory_behind(entry.target.region);
+        Place {
+            range: entry.range,
+            memory,
+            offset: entry.target.offset_bytes,
+            perm: entry.perm,
+            owner: self.memories[&memory].owner,
+            blocked_by: None,
+        }
+    }
+
+    /// Memories among those of `removed` that nothing leads to any more.
+    fn without_entries(&self, removed: &[Entry]) -> Vec<MemoryId> {
+        let regions: BTreeSet<_> = removed.iter().map(|entry| entry.target.region).collect();
+        let memories = regions.into_iter().map(|region| self.memory_behind(region));
+        memories
+            .filter(|memory| self.memories[memory].direct == 0)
+            .collect()
+    }
+
+    /// Gives free places back.
+    pub(super) fn free_places(&mut self, places: &[IovaRange]) {
+        if places.len() > REFILL_ABOVE {
+            self.refill();
+        } else {
+            places.iter().for_each(|place| self.space.give(*place));
+        }
+    }
+
+    /// Makes the free runs anew.
+    fn refill(&mut self) {
+        let taken = self.taken();
+        self.space.refill(taken.into_iter());
+    }
+
+    /// Where nothing direct can be placed: what is mapped, and what waits.
+    pub(super) fn taken(&self) -> Vec<IovaRange> {
+        let entries = self.iotlb.direct_entries().map(|entry| entry.range);
+        let places = self.limbo.places(Iova::new(0)).map(|place| place.range);
+        let mut taken: Vec<_> = entries.chain(places).collect();
+        taken.sort_unstable();
+        taken
+    }
+
+    /// Refuses what waits to be free.
+    fn check_limbo_at(&self, range: IovaRange) -> Result<(), MapDirectError> {
+        match self.limbo.place_in(range) {
+            None => Ok(()),
+            Some(place) => Err(MapDirectError::Invalidating {
+                range,
+                hit: place.range,
+                blocked_by: place.blocked_by,
+            }),
+        }
+    }
+
+    /// Direct mappings from `from` on, those that wait to be free included, by
+    /// address.
+    pub(super) fn direct_views(&self, from: Iova) -> impl Iterator<Item = MappingView> {
+        let mut mapped = self
+            .direct_from(from)
+            .map(|entry| self.direct_view(&entry))
+            .peekable();
+        let mut places = self.limbo.places(from).map(Place::view).peekable();
+        std::iter::from_fn(move || match (mapped.peek(), places.peek()) {
+            (Some(one), Some(other)) if other.visible < one.visible => places.next(),
+            (None, _) => places.next(),
+            (Some(_), _) => mapped.next(),
+        })
     }
 
     fn is_mine(&self, actor: Actor, entry: &Entry) -> bool {
@@ -506,18 +618,24 @@ impl State {
             }
             let placed = self.space.check(mapping.range);
             placed.map_err(|error| refuse(error.into()))?;
+            if self.limbo.has_places() {
+                self.check_limbo_at(mapping.range).map_err(refuse)?;
+            }
         }
         Ok(())
     }
 
     fn replace_direct(
         &mut self,
+        actor: Actor,
         mappings: &[DirectMapping],
         table: &DirectTable,
     ) -> Result<TableSet, SetMapError> {
-        let replaced = self.iotlb.replace_direct(table);
+        let mut replaced = self.iotlb.replace_direct(table);
+        if matches!(replaced, Err(InsertError::NoRoom(_))) && self.finds_nodes() {
+            replaced = self.iotlb.replace_direct(table);
+        }
         let replaced = replaced.map_err(|refused| blame_mapping(refused, mappings))?;
-        self.reclaim();
         let (added, removed) = (replaced.added.len(), replaced.removed.len());
         let is_large = added + removed > REFILL_ABOVE;
         for entry in &replaced.removed {
@@ -532,18 +650,51 @@ impl State {
                 self.space.take(entry.range);
             }
         }
-        if is_large {
-            let entries = self.iotlb.direct_entries();
-            self.space.refill(entries.map(|entry| entry.range));
-        }
         if added + removed > 0 {
             self.direct_generation = self.iotlb.generation();
+            let left = self.retire_replaced(&replaced);
+            if !is_large {
+                left.iter().for_each(|place| self.space.take(*place));
+            }
+            let closed = self.without_entries(&replaced.removed);
+            self.ask_readers(&closed, actor.session());
+        }
+        if is_large {
+            self.refill();
         }
         Ok(TableSet {
             generation: self.direct_generation,
             added,
             removed,
         })
+    }
+
+    /// What a new table has replaced waits: the use of its memories, and its
+    /// places that the new table does not use. Answers these.
+    fn retire_replaced(&mut self, replaced: &Replaced) -> Vec<IovaRange> {
+        let generation = self.iotlb.generation();
+        let mut left = Vec::new();
+        let mut added = replaced.added.iter().map(|entry| entry.range).peekable();
+        for entry in &replaced.removed {
+            let place = self.place_of(entry);
+            left.extend(place.without(&mut added));
+        }
+        let regions = replaced.removed.iter().map(|entry| entry.target.region);
+        let regions: BTreeSet<_> = regions.collect();
+        for region in regions {
+            let reach = Reach::Memory(self.memory_behind(region));
+            let (removed, what) = (generation, What::Use);
+            self.limbo.push(Retired {
+                removed,
+                what,
+                reach,
+            });
+        }
+        let ranges = left.iter().map(|place| place.range).collect();
+        for place in left {
+            self.limbo.push_place(generation, place);
+        }
+        ranges
     }
 
     /// Removes the direct mappings of memories that are about to go.
@@ -559,7 +710,8 @@ impl State {
         let entries = self.iotlb.direct_entries();
         let doomed = entries.filter(|entry| regions.contains(&entry.target.region));
         let doomed: Vec<_> = doomed.map(|entry| entry.range.start()).collect();
-        self.take_out(doomed.into_iter());
+        // That they are closed is said with the end of their memories.
+        let _closed = self.take_out(doomed.into_iter());
     }
 
     /// Ends all streaming mappings; answers how many there were, and the keys
@@ -583,8 +735,8 @@ impl State {
         // What is in transit ends with the request that moves it.
         self.bounce_epoch += 1;
         let ended = streaming.len();
-        let abandoned = streaming.into_iter().filter(|at| self.abandon(*at));
-        Ok((ended, abandoned.collect()))
+        let abandoned = self.abandon_all(streaming);
+        Ok((ended, abandoned))
     }
 
     fn behind(&self, region: RegionId) -> Behind {
@@ -621,9 +773,8 @@ impl State {
         if *self.space.restrictions() == restrictions {
             return Ok(());
         }
-        let entries = self.iotlb.direct_entries();
-        let mapped: Vec<_> = entries.map(|entry| entry.range).collect();
-        Ok(self.space.restrict(restrictions, &mapped)?)
+        let taken = self.taken();
+        Ok(self.space.restrict(restrictions, &taken)?)
     }
 }
 

@@ -8,6 +8,8 @@
 //! reached.
 
 mod direct;
+mod limbo;
+mod readers;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -17,20 +19,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::direct::{Behind, ResetError, Translated, TranslationError};
-use self::state::{DrainJob, State};
+use self::limbo::Limbo;
+use self::readers::Readers;
+use self::state::{DrainJob, State, Sweep};
 use self::transit::{Draining, Reservation, Syncing};
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::IovaAllocator;
 use crate::aperture::{Aperture, ScrubWith};
 use crate::batch::{BatchMode, BatchResult, advance, settle};
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
-use crate::iotlb::{Allowance, Iotlb, RegionWords};
+use crate::iotlb::{Allowance, Iotlb, RegionId, RegionWords, Walker};
 use crate::layout::{ApertureKind, Layout};
 use crate::limits::{Quota, QuotaExceeded, Quotas, TABLE_BYTES_PER_DOMAIN};
 use crate::mapping::{MappingFilter, MappingId, MappingView};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
-use crate::region::{ClientMemory, RegionError};
-use crate::session::{Attached, Holdings, JoinError, Role, SessionId};
+use crate::region::{ClientMemory, Grant, RegionError};
+use crate::session::{
+    AckError, Attached, Denied, Holdings, JoinError, Joining, Progress, Removal, SessionId,
+};
 use crate::space::{RestrictionError, Restrictions, Space};
 use crate::streaming::{MapError, MapSpec, Mapped, SyncError, SyncSpec, UnmapError, UnmapSpec};
 
@@ -229,6 +235,8 @@ impl Domain {
                 bounce_epoch: 0,
                 next_mapping: 1,
                 next_memory: 1,
+                readers: Readers::default(),
+                limbo: Limbo::default(),
             }),
         })
     }
@@ -300,20 +308,29 @@ fn table_bytes(layout: &Layout) -> u64 {
 
 /// Sessions and the memory they register.
 impl Domain {
-    /// Lets a session in; answers the generation that it starts from.
+    /// Lets a session in; answers the generation that it starts from, which it
+    /// has acknowledged thereby.
     ///
     /// # Errors
-    /// [`JoinError`] if the domain is closed or full.
-    pub fn join(&self, session: SessionId, role: Role) -> Result<u64, JoinError> {
+    /// [`JoinError`] if the domain is closed or full. Sessions that have ended
+    /// and may still reach something count.
+    pub fn join(&self, session: SessionId, who: impl Into<Joining>) -> Result<u64, JoinError> {
+        let Joining {
+            role,
+            account,
+            reader,
+        } = who.into();
         let mut state = self.lock();
         if state.closed {
             return Err(JoinError::DomainClosed);
         }
-        state.quotas.admit(Quota::Sessions, state.sessions.len())?;
+        let known = state.sessions.len() + state.readers.ghosts();
+        state.quotas.admit(Quota::Sessions, known)?;
         let generation = state.iotlb.generation();
-        let twice = state.sessions.contains_key(&session);
+        let twice = state.sessions.contains_key(&session) || state.readers.is_ghost(session);
         if !twice {
             state.sessions.insert(session, Attached::new(role));
+            state.readers.join(session, generation, account, reader);
         }
         drop(state);
         // Outside the lock: a slip of the caller's must not fail the domain.
@@ -321,34 +338,43 @@ impl Domain {
         Ok(generation)
     }
 
-    /// Ends a session and releases all it held, zeroed; nothing is copied
-    /// back. What a call of the session is still copying is released when that
-    /// call comes to its end. Does nothing for a session that is not there.
+    /// Ends a session that holds nothing any more, because it has said so or is
+    /// proven gone, whether it was attached or fenced. Releases all it held,
+    /// zeroed; nothing is copied back. What a call of the session is still copying
+    /// is released when that call comes to its end. Does nothing for a session
+    /// that is not there.
     pub fn leave(&self, session: SessionId) {
-        let (abandoned, memories) = {
-            // A failed domain gives nothing back: what it held ends with it.
-            let Ok(mut state) = self.state.lock() else {
-                return;
-            };
-            let Some(attached) = state.sessions.remove(&session) else {
-                return;
-            };
-            let abandoned: Vec<Iova> = attached
-                .mappings
-                .into_iter()
-                .filter(|at| state.abandon(*at))
-                .collect();
-            state.drop_direct(&attached.memories);
-            let memories: Vec<_> = attached
-                .memories
-                .iter()
-                .filter_map(|id| state.forget_memory(*id))
-                .collect();
-            (abandoned, memories)
+        self.end(session, Departure::Gone);
+    }
+
+    /// Ends a session that may still reach what it could reach: as
+    /// [`leave`](Domain::leave), but that stays in quarantine until the session
+    /// acknowledges it ([`acknowledge`](Domain::acknowledge)) or leaves.
+    pub fn fence(&self, session: SessionId) {
+        self.end(session, Departure::MayReach);
+    }
+
+    fn end(&self, session: SessionId, departure: Departure) {
+        // A failed domain gives nothing back: what it held ends with it.
+        let Ok(mut state) = self.state.lock() else {
+            return;
         };
+        // First: what is hidden below was in its reach.
+        let freed = match departure {
+            Departure::Gone => {
+                state.readers.forget(session);
+                state.reconsider(session)
+            }
+            Departure::MayReach => {
+                let generation = state.iotlb.generation();
+                state.readers.fence(session, generation);
+                Vec::new()
+            }
+        };
+        let (bounces, memories) = state.end_session(session);
+        self.settle(state, freed);
         // Closing a client's file may block: outside the lock.
-        drop(memories);
-        self.give_back(&abandoned, true);
+        drop((bounces, memories));
     }
 
     /// Takes a client's memory into the domain. If it is persistent it belongs
@@ -366,7 +392,9 @@ impl Domain {
         let memory = Arc::new(memory);
         let mut state = self.lock();
         state.driver(session)?;
-        state.quotas.admit(Quota::Memories, state.memories.len())?;
+        state
+            .quotas
+            .admit(Quota::Memories, state.known_memories())?;
         let id = MemoryId::new(state.next_memory);
         state.next_memory += 1;
         let registered = Registered {
@@ -387,25 +415,26 @@ impl Domain {
     ///
     /// # Errors
     /// [`UnregisterError`]; the registration stays.
-    pub fn unregister(&self, session: SessionId, id: MemoryId) -> Result<(), UnregisterError> {
-        let removed = {
-            let mut state = self.lock();
-            state.driver(session)?;
-            let &Registered {
-                mappings, direct, ..
-            } = state.memory_of(session, id)?;
-            if mappings + direct > 0 {
-                return Err(UnregisterError::InUse {
-                    id,
-                    mappings,
-                    direct,
-                });
-            }
-            state.attached(session).memories.remove(&id);
-            state.forget_memory(id)
-        };
-        drop(removed);
-        Ok(())
+    pub fn unregister(&self, session: SessionId, id: MemoryId) -> Result<Removal, UnregisterError> {
+        let mut state = self.lock();
+        state.driver(session)?;
+        let &Registered {
+            mappings, direct, ..
+        } = state.memory_of(session, id)?;
+        if mappings + direct > 0 {
+            return Err(UnregisterError::InUse {
+                id,
+                mappings,
+                direct,
+            });
+        }
+        state.attached(session).memories.remove(&id);
+        let forgotten = state.forget_memory(id);
+        state.ask_readers(&[id], Some(session));
+        let removal = state.removal();
+        self.settle(state, Vec::new());
+        drop(forgotten);
+        Ok(removal)
     }
 
     /// Stops everything but [`leave`](Domain::leave). With [`Close::Force`] it
@@ -563,7 +592,8 @@ impl Domain {
                 }
             };
             let checked = settle(mode, specs.iter().map(check).collect())?;
-            checked.iter().flatten().for_each(|job| state.hide(job.at));
+            let doomed: Vec<_> = checked.iter().flatten().map(|job| job.at).collect();
+            state.hide_all(&doomed);
             checked
         };
         // Guards only from here on: one that is dropped takes the lock.
@@ -580,7 +610,6 @@ impl Domain {
         session: SessionId,
         copied: Vec<Result<Draining<'_>, UnmapError>>,
     ) -> Vec<Result<u64, UnmapError>> {
-        let scrub = self.lock().scrubs_what_it_frees(session);
         let (answers, ended): (Vec<_>, Vec<_>) = copied
             .into_iter()
             .map(|entry| match entry {
@@ -588,14 +617,48 @@ impl Domain {
                 Err(refused) => (Err(refused), None),
             })
             .unzip();
-        self.give_back(&ended.into_iter().flatten().collect::<Vec<_>>(), scrub);
+        let ended: Vec<_> = ended.into_iter().flatten().collect();
+        self.retire(&ended, Some(session), |state| {
+            state.scrubs_what_it_frees(session)
+        });
         answers
     }
 
-    /// Frees granules that nobody can see any more, zeroed if asked, or if a
-    /// reset could not zero them because they were in transit. Does nothing in a
-    /// domain that has failed: guards call this while a panic unwinds, and a
-    /// second panic would end the process.
+    /// Ends what was visible and is not any more: it is free when nobody can
+    /// still use it, zeroed if asked, or if a reset could not zero it because it
+    /// was in transit. Does nothing in a domain that has failed: guards call this
+    /// while a panic unwinds, and a second panic would end the process.
+    fn retire(&self, keys: &[Iova], actor: Option<SessionId>, scrub: impl FnOnce(&State) -> bool) {
+        let Ok(mut state) = self.state.lock() else {
+            return;
+        };
+        let scrub = self.is_poisoned() || scrub(&state);
+        let bounces: Vec<_> = keys.iter().map(|at| state.retire(*at, scrub)).collect();
+        state.ask_readers(&[], actor);
+        self.settle(state, Vec::new());
+        // The last to know a client's file may be among them: closed outside the lock.
+        drop(bounces);
+    }
+
+    /// Frees what nobody can use any more, zeroed where it must be.
+    fn settle(&self, mut state: MutexGuard<'_, State>, freed: Vec<Sweep>) {
+        let mut sweeps = freed;
+        sweeps.extend(state.sweep());
+        if sweeps.is_empty() {
+            return;
+        }
+        drop(state);
+        for sweep in &sweeps {
+            self.held_aperture(sweep.kind).scrub(sweep.granules);
+        }
+        if let Ok(mut state) = self.state.lock() {
+            state.swept(&sweeps);
+        }
+    }
+
+    /// Frees granules that nobody has ever seen, zeroed if asked, or if a reset
+    /// could not zero them because they were in transit. As
+    /// [`retire`](Domain::retire) in a domain that has failed.
     fn give_back(&self, keys: &[Iova], scrub: bool) {
         let Ok(mut state) = self.state.lock() else {
             return;
@@ -652,16 +715,158 @@ impl Domain {
         session: SessionId,
         iova: Iova,
         id: MappingId,
-    ) -> Result<(), FreeCoherentError> {
-        {
-            let mut state = self.lock();
-            state.driver(session)?;
-            state.coherent_of(session, iova, id)?;
-            state.hide(iova);
-        }
-        self.give_back(&[iova], true);
+    ) -> Result<Removal, FreeCoherentError> {
+        let mut state = self.lock();
+        state.driver(session)?;
+        state.coherent_of(session, iova, id)?;
+        state.hide_all(&[iova]);
+        let nothing = state.retire(iova, true);
+        debug_assert!(nothing.is_none(), "coherent memory keeps no client's file");
+        state.ask_readers(&[], Some(session));
+        let removal = state.removal();
+        self.settle(state, Vec::new());
+        Ok(removal)
+    }
+}
+
+/// Sessions that read, and what waits for them.
+impl Domain {
+    /// A session, attached or fenced, holds no translation that is older than
+    /// `generation`. Less than it has said before changes nothing.
+    ///
+    /// # Errors
+    /// [`AckError`]; nothing is changed.
+    pub fn acknowledge(&self, session: SessionId, generation: u64) -> Result<(), AckError> {
+        let mut state = self.lock();
+        let current = state.iotlb.generation();
+        state.readers.acknowledge(session, generation, current)?;
+        let freed = state.reconsider(session);
+        self.settle(state, freed);
         Ok(())
     }
+
+    /// What an attached session was asked to acknowledge and has not.
+    #[must_use]
+    pub fn owed(&self, session: SessionId) -> Option<u64> {
+        self.look().readers.owed(session)
+    }
+
+    /// How far a removal has come.
+    #[must_use]
+    pub fn progress(&self, removal: Removal) -> Progress {
+        self.look().progress(removal.generation)
+    }
+
+    /// The newest removal whose end gives iovas back; `None` if no
+    /// acknowledgment would.
+    #[must_use]
+    pub fn awaits_iovas(&self) -> Option<Removal> {
+        let state = self.look();
+        state.limbo.awaits_granules().then(|| state.removal())
+    }
+
+    /// Gives a session the file of the memory that a region of the page table
+    /// leads to. From then on it is told when nothing leads there any more, and
+    /// must acknowledge that itself.
+    ///
+    /// # Errors
+    /// [`OpenError`]; nothing is changed.
+    pub fn open_memory(
+        &self,
+        session: SessionId,
+        region: RegionId,
+    ) -> Result<(MemoryId, Arc<ClientMemory>), OpenError> {
+        let mut state = self.lock();
+        if !state.sessions.contains_key(&session) {
+            return Err(Denied::SessionEnded { session }.into());
+        }
+        let missing = OpenError::NoSuchRegion { region };
+        let id = state.memory_at(region).ok_or(missing)?;
+        let registered = &state.memories[&id];
+        if registered.direct == 0 {
+            return Err(missing);
+        }
+        let memory = Arc::clone(&registered.memory);
+        state.readers.open(session, id);
+        Ok((id, memory))
+    }
+
+    /// Was this session given the file of a memory?
+    #[must_use]
+    pub fn has_opened(&self, session: SessionId) -> bool {
+        self.look().readers.has_opened(session)
+    }
+
+    /// Everybody who reads, attached or fenced, by number.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        let state = self.look();
+        let standing = |(session, fenced, acked, asked)| Standing {
+            session,
+            fenced,
+            acked,
+            asked,
+            quarantined: state.limbo.quarantined_by(session),
+        };
+        let mut standings: Vec<_> = state.readers.all().map(standing).collect();
+        standings.sort_by_key(|standing| standing.session);
+        standings
+    }
+
+    /// A reader of the page table, for any thread of this process. What it finds
+    /// is true at that moment; nobody waits for it.
+    #[must_use]
+    pub fn walker(&self) -> Walker<RegionWords> {
+        self.look().iotlb.walker()
+    }
+
+    /// Opens the page table once more, read-only, for one session.
+    ///
+    /// # Errors
+    /// [`RegionError::Reopen`].
+    pub fn grant_table(&self) -> Result<Grant, RegionError> {
+        self.look().iotlb.words().grant()
+    }
+
+    /// Bytes of the page table that a session maps.
+    #[must_use]
+    pub fn table_len_bytes(&self) -> u64 {
+        self.look().iotlb.words().len_bytes()
+    }
+}
+
+/// How a session ends.
+#[derive(Clone, Copy, Debug)]
+enum Departure {
+    /// It holds nothing any more.
+    Gone,
+    /// It may still reach what it could reach.
+    MayReach,
+}
+
+/// How one session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Which.
+    pub session: SessionId,
+    /// It has ended, and may still reach something.
+    pub fenced: bool,
+    /// It holds nothing older.
+    pub acked: u64,
+    /// What it was asked to acknowledge.
+    pub asked: u64,
+    /// What is held back because of it.
+    pub quarantined: Quarantined,
+}
+
+/// Why a session was not given a memory's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum OpenError {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("nothing leads to {region}")]
+    NoSuchRegion { region: RegionId },
 }
 
 /// What everybody may ask.
@@ -716,10 +921,7 @@ impl Domain {
         // Nothing direct lies between two that are held: these come all before
         // or all behind.
         let is_below = |view: &MappingView| apertures.is_none_or(|there| view.visible < there);
-        let direct = || {
-            let entries = state.direct_from(from);
-            entries.map(|entry| state.direct_view(&entry))
-        };
+        let direct = || state.direct_views(from);
         let below = direct().take_while(is_below);
         let above = direct().skip_while(is_below);
         below

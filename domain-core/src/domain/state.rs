@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::limbo::{Limbo, Retired, What};
+use super::readers::{Reach, Readers};
 use super::{Occupancy, Scrub, Usage};
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::{AllocError, AllocRequest, IovaAllocator};
@@ -17,7 +19,7 @@ use crate::mapping::{
     Held, HeldKind, MappingId, MappingMissing, MappingView, Phase, Source, ViewKind,
 };
 use crate::memory::{MemoryId, MemoryMissing, Registered};
-use crate::session::{Attached, Denied, Role, SessionId};
+use crate::session::{Attached, Denied, Progress, Removal, Role, SessionId};
 use crate::space::Space;
 use crate::streaming::{
     Bounce, MapError, MapSpec, Part, SyncError, SyncSpec, UnmapError, UnmapSpec,
@@ -37,7 +39,7 @@ pub(super) struct State {
     pub(super) sessions: BTreeMap<SessionId, Attached>,
     pub(super) memories: BTreeMap<MemoryId, Registered>,
     /// Which memory has which number in the IOTLB.
-    pub(super) slots: Vec<Option<MemoryId>>,
+    pub(super) slots: Vec<Slot>,
     /// Where direct mappings may lie.
     pub(super) space: Space,
     /// Generation in which the direct table became what it is.
@@ -46,6 +48,36 @@ pub(super) struct State {
     pub(super) bounce_epoch: u64,
     pub(super) next_mapping: u64,
     pub(super) next_memory: u64,
+    /// Who has acknowledged what.
+    pub(super) readers: Readers,
+    /// What is removed and not acknowledged.
+    pub(super) limbo: Limbo,
+}
+
+/// Granules to overwrite, and then to free.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sweep {
+    pub(super) at: Iova,
+    pub(super) kind: ApertureKind,
+    pub(super) granules: IovaRange,
+    removed: u64,
+}
+
+/// What a sweep has found.
+#[derive(Default)]
+struct Freed {
+    sweeps: Vec<Sweep>,
+    places: Vec<IovaRange>,
+}
+
+/// Who has a number in the IOTLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    Free,
+    Memory(MemoryId),
+    /// That of a memory that is registered no more; somebody may still look for
+    /// it under this number.
+    Retired,
 }
 
 /// What a fill needs to know, without the lock.
@@ -142,14 +174,23 @@ impl State {
         Ok(registered)
     }
 
+    /// Memories that are registered, and those that are not and keep their
+    /// number until nobody can look for them under it.
+    pub(super) fn known_memories(&self) -> usize {
+        self.slots
+            .iter()
+            .filter(|slot| **slot != Slot::Free)
+            .count()
+    }
+
     /// A number in the IOTLB that no memory has.
     pub(super) fn take_slot(&mut self, id: MemoryId) -> RegionId {
-        let free = self.slots.iter().position(Option::is_none);
+        let free = self.slots.iter().position(|slot| *slot == Slot::Free);
         let slot = free.unwrap_or_else(|| {
-            self.slots.push(None);
+            self.slots.push(Slot::Free);
             self.slots.len() - 1
         });
-        self.slots[slot] = Some(id);
+        self.slots[slot] = Slot::Memory(id);
         RegionId::memory_slot(u32::try_from(slot).expect("the quota of memories is far below"))
     }
 
@@ -157,9 +198,19 @@ impl State {
     /// the lock.
     pub(super) fn forget_memory(&mut self, id: MemoryId) -> Option<Registered> {
         let registered = self.memories.remove(&id)?;
-        let slot = registered.region.slot().expect("a memory's number") as usize;
-        self.slots[slot] = None;
+        *self.slot_mut(registered.region) = Slot::Retired;
+        self.limbo.push(Retired {
+            removed: self.iotlb.generation(),
+            what: What::Slot(registered.region),
+            reach: Reach::Nothing,
+        });
         Some(registered)
+    }
+
+    /// Who has a memory's number.
+    pub(super) fn slot_mut(&mut self, region: RegionId) -> &mut Slot {
+        let slot = region.slot().expect("a memory's number") as usize;
+        &mut self.slots[slot]
     }
 
     /// What a direct entry of the IOTLB looks like to others.
@@ -183,8 +234,16 @@ impl State {
 
     /// The memory that a direct entry leads to.
     pub(super) fn memory_behind(&self, region: RegionId) -> MemoryId {
-        let slot = region.slot().expect("a direct entry leads to a memory") as usize;
-        self.slots[slot].expect("a memory that is mapped is registered")
+        self.memory_at(region)
+            .expect("a memory that is mapped is registered")
+    }
+
+    /// The registered memory of a number.
+    pub(super) fn memory_at(&self, region: RegionId) -> Option<MemoryId> {
+        match self.slots.get(region.slot()? as usize)? {
+            Slot::Memory(id) => Some(*id),
+            Slot::Free | Slot::Retired => None,
+        }
     }
 
     /// The live streaming mapping of that name.
@@ -254,7 +313,8 @@ impl State {
             align_bytes: spec.align_bytes,
             limit: spec.limit,
         };
-        self.quotas.admit(Quota::Mappings, self.held.len())?;
+        self.quotas
+            .admit(Quota::Mappings, self.charged_mappings(session))?;
         let granules = self.take(ApertureKind::Bounce, place)?;
         self.make_room(ApertureKind::Bounce, granules)?;
         let start = granules
@@ -312,7 +372,8 @@ impl State {
         if self.coherent_iovas.is_none() {
             return Err(AllocCoherentError::NoAperture);
         }
-        self.quotas.admit(Quota::Mappings, self.held.len())?;
+        self.quotas
+            .admit(Quota::Mappings, self.charged_mappings(session))?;
         let granules = self.take(ApertureKind::Coherent, spec.place)?;
         self.make_room(ApertureKind::Coherent, granules)?;
         let visible =
@@ -326,6 +387,14 @@ impl State {
             visible,
             bounce: None,
         })
+    }
+
+    /// What counts against the quota of mappings when this session wants one
+    /// more: what others' ghosts hold back does not.
+    fn charged_mappings(&self, session: SessionId) -> usize {
+        let account = self.readers.account(session).unwrap_or_default();
+        let own = self.limbo.charged_to(account);
+        self.held.len() - self.limbo.quarantined_granules() + own
     }
 
     /// Is bounce memory of this session zeroed when it is freed? That of one
@@ -347,12 +416,29 @@ impl State {
     /// Makes sure that granules just taken can be shown, also again after they
     /// were hidden; gives them back if not.
     fn make_room(&mut self, kind: ApertureKind, granules: IovaRange) -> Result<(), NoRoom> {
-        let room = self.iotlb.reserve(granules);
+        let mut room = self.iotlb.reserve(granules);
+        if room.is_err() && self.finds_nodes() {
+            room = self.iotlb.reserve(granules);
+        }
         if room.is_err() {
             let iovas = self.iovas_mut(kind).expect("they were taken from it");
             iovas.free(granules).expect("they were just taken");
         }
         room
+    }
+
+    /// Nodes of the page table that are out of use wait for the next removal to be
+    /// acknowledged. Where they are needed, that is asked for now; answers whether
+    /// it gave any back.
+    pub(super) fn finds_nodes(&mut self) -> bool {
+        let retired = self.iotlb.table_usage().retired;
+        if retired == 0 {
+            return false;
+        }
+        self.ask_readers(&[], None);
+        self.iotlb
+            .reclaim(self.readers.floor(self.iotlb.generation()));
+        self.iotlb.table_usage().retired < retired
     }
 
     pub(super) fn hold(
@@ -372,6 +458,9 @@ impl State {
             phase: Phase::Reserved,
             syncs: 0,
             epoch: self.bounce_epoch,
+            since: 0,
+            scrub: false,
+            blocked_by: None,
             kind,
         };
         self.held.insert(granules.start(), held);
@@ -412,8 +501,9 @@ impl State {
         self.iotlb
             .insert(entry)
             .expect("granules that are held by one are visible once, and had room made");
-        self.reclaim();
-        self.held_mut(at).phase = Phase::Live;
+        let since = self.iotlb.generation();
+        let held = self.held_mut(at);
+        (held.phase, held.since) = (Phase::Live, since);
         Ok(())
     }
 
@@ -461,28 +551,189 @@ impl State {
         held.bounce().is_some() && held.epoch != self.bounce_epoch
     }
 
-    /// The table has no readers yet but the domain itself, under its lock.
-    pub(super) fn reclaim(&mut self) {
-        self.iotlb.reclaim(self.iotlb.generation());
-    }
-
-    /// Takes a live mapping out of sight.
-    pub(super) fn hide(&mut self, at: Iova) {
-        let held = self.held_mut(at);
-        held.phase = Phase::Draining;
-        let start = held.visible.start();
-        self.iotlb.remove(start).expect("what is live is visible");
-        self.reclaim();
-    }
-
-    /// The session of a mapping has ended. May the caller release it now? If
-    /// not, whoever is copying will.
-    pub(super) fn abandon(&mut self, at: Iova) -> bool {
-        if self.held[&at].phase != Phase::Live {
-            return false;
+    /// What has just been done, and is to be waited for.
+    pub(super) fn removal(&self) -> Removal {
+        Removal {
+            generation: self.iotlb.generation(),
         }
-        self.hide(at);
-        self.held[&at].syncs == 0
+    }
+
+    pub(super) fn progress(&self, removed: u64) -> Progress {
+        let behind: Vec<_> = self.readers.behind(removed).collect();
+        if !behind.is_empty() || self.limbo.is_sweeping(removed) {
+            return Progress::Waiting(behind);
+        }
+        let blockers: Vec<_> = self.limbo.blockers(removed).collect();
+        match blockers.is_empty() {
+            true => Progress::Done,
+            false => Progress::Quarantined(blockers),
+        }
+    }
+
+    /// Releases all that a session held. What is left of clients is for the
+    /// caller to drop, without the lock.
+    pub(super) fn end_session(
+        &mut self,
+        session: SessionId,
+    ) -> (Vec<Option<Bounce>>, Vec<Registered>) {
+        let Some(attached) = self.sessions.remove(&session) else {
+            return (Vec::new(), Vec::new());
+        };
+        let abandoned = self.abandon_all(attached.mappings);
+        let bounces = abandoned.into_iter().map(|at| self.retire(at, true));
+        let bounces = bounces.collect();
+        self.drop_direct(&attached.memories);
+        let memories = attached.memories.iter();
+        let forgotten = memories.filter_map(|id| self.forget_memory(*id)).collect();
+        let closed: Vec<_> = attached.memories.into_iter().collect();
+        self.ask_readers(&closed, None);
+        (bounces, forgotten)
+    }
+
+    /// Takes live mappings out of sight, in one generation.
+    pub(super) fn hide_all(&mut self, keys: &[Iova]) {
+        let starts: Vec<_> = keys
+            .iter()
+            .map(|at| self.held[at].visible.start())
+            .collect();
+        let hidden = self.iotlb.remove_all(starts);
+        assert_eq!(hidden.len(), keys.len(), "what is live is visible");
+        for at in keys {
+            self.held_mut(*at).phase = Phase::Draining;
+        }
+    }
+
+    /// The end of mappings that others brought about. Hides those that are live;
+    /// answers those that the caller is to retire. Whoever is copying retires the
+    /// others.
+    pub(super) fn abandon_all(&mut self, keys: impl IntoIterator<Item = Iova>) -> Vec<Iova> {
+        let is_live = |at: &Iova| self.held[at].phase == Phase::Live;
+        let live: Vec<_> = keys.into_iter().filter(is_live).collect();
+        self.hide_all(&live);
+        let idle = |at: &Iova| self.held[at].syncs == 0;
+        live.into_iter().filter(idle).collect()
+    }
+
+    /// What was visible has come to its end: its granules wait until nobody can
+    /// still use them. What it kept of a client is for the caller to drop,
+    /// without the lock.
+    pub(super) fn retire(&mut self, at: Iova, scrub: bool) -> Option<Bounce> {
+        let scrub = scrub || self.has_outlived_a_reset(at);
+        let removed = self.iotlb.generation();
+        let held = self.held_mut(at);
+        held.scrub = scrub;
+        held.phase = Phase::Invalidating;
+        let retired = Retired {
+            removed,
+            what: What::Granules {
+                at,
+                bytes: held.granules.len_bytes().unwrap_or(u64::MAX),
+            },
+            reach: Reach::Aperture { since: held.since },
+        };
+        let streamed = held
+            .bounce()
+            .map(|bounce| HeldKind::Streamed(bounce.into()));
+        let bounce =
+            streamed.and_then(
+                |streamed| match std::mem::replace(&mut held.kind, streamed) {
+                    HeldKind::Streaming(bounce) => Some(bounce),
+                    HeldKind::Streamed(_) | HeldKind::Coherent => None,
+                },
+            );
+        if let Some(bounce) = &bounce {
+            self.count_down(bounce.memory_id);
+        }
+        self.limbo.push(retired);
+        bounce
+    }
+
+    /// One streaming mapping less uses a memory, if that is still registered.
+    fn count_down(&mut self, memory: MemoryId) {
+        if let Some(registered) = self.memories.get_mut(&memory) {
+            registered.mappings -= 1;
+        }
+    }
+
+    /// Something was removed: who may still use it is asked to say when not.
+    pub(super) fn ask_readers(&mut self, closed: &[MemoryId], actor: Option<SessionId>) {
+        self.readers.ask(self.iotlb.generation(), closed, actor);
+    }
+
+    /// Frees what nobody can use any more. Answers granules that are to be
+    /// zeroed first, and then given to [`State::swept`].
+    pub(super) fn sweep(&mut self) -> Vec<Sweep> {
+        let floor = self.readers.floor(self.iotlb.generation());
+        // A ghost's walks are void: nodes do not wait for it.
+        self.iotlb.reclaim(floor);
+        let mut freed = Freed::default();
+        while let Some(retired) = self.limbo.next(floor) {
+            self.let_go(retired, &mut freed);
+        }
+        self.free_places(&freed.places);
+        freed.sweeps
+    }
+
+    /// A ghost has acknowledged something, or is gone.
+    pub(super) fn reconsider(&mut self, ghost: SessionId) -> Vec<Sweep> {
+        let mut freed = Freed::default();
+        for retired in self.limbo.reconsider(ghost, &self.readers) {
+            self.let_go(retired, &mut freed);
+        }
+        self.free_places(&freed.places);
+        freed.sweeps
+    }
+
+    /// All attached sessions have acknowledged that this is gone.
+    fn let_go(&mut self, retired: Retired, freed: &mut Freed) {
+        let Retired {
+            removed,
+            what,
+            reach,
+        } = retired;
+        let blocker = self.readers.blocker(removed, reach);
+        if let What::Granules { at, .. } = what {
+            let held = self.held_mut(at);
+            held.blocked_by = blocker;
+            held.phase = match blocker {
+                Some(_) => Phase::Quarantined,
+                None => Phase::Invalidating,
+            };
+        }
+        if let Some(ghost) = blocker {
+            let account = self.readers.account(ghost).expect("a ghost is known");
+            return self.limbo.hold_back(ghost, account, retired);
+        }
+        match what {
+            What::Granules { at, .. } if self.held[&at].scrub => {
+                self.limbo.begin_sweep(removed);
+                let (kind, granules) = (self.held[&at].aperture(), self.held[&at].granules);
+                freed.sweeps.push(Sweep {
+                    at,
+                    kind,
+                    granules,
+                    removed,
+                });
+            }
+            What::Granules { at, .. } => self.release_retired(at),
+            What::Place(at) => freed.places.push(self.limbo.take_place(at)),
+            What::Slot(region) => *self.slot_mut(region) = Slot::Free,
+            What::Use => {}
+        }
+    }
+
+    /// Granules were zeroed.
+    pub(super) fn swept(&mut self, sweeps: &[Sweep]) {
+        for sweep in sweeps {
+            self.limbo.end_sweep(sweep.removed);
+            self.release_retired(sweep.at);
+        }
+    }
+
+    fn release_retired(&mut self, at: Iova) {
+        self.limbo.granules_left();
+        // It keeps nothing of a client any more, and may be dropped here.
+        drop(self.release(at));
     }
 
     /// Frees the granules. The record is for the caller to drop, without the lock.
@@ -497,18 +748,21 @@ impl State {
         if let Some(attached) = held.owner.and_then(|owner| self.sessions.get_mut(&owner)) {
             attached.mappings.remove(&at);
         }
-        let memory = held
-            .bounce()
-            .and_then(|bounce| self.memories.get_mut(&bounce.memory_id));
-        if let Some(registered) = memory {
-            registered.mappings -= 1;
+        if let Some(memory) = held.bounce().map(|bounce| bounce.memory_id) {
+            self.count_down(memory);
         }
         held
     }
 
     pub(super) fn usage(&self) -> Usage {
-        let live =
-            |iovas: &Option<IovaAllocator>| iovas.as_ref().map_or(0, IovaAllocator::live_count);
+        let in_use = |kind| {
+            let held = self.held.values().filter(|held| held.aperture() == kind);
+            held.filter(|held| !held.is_retired()).count()
+        };
+        let live = |kind, iovas: &Option<IovaAllocator>| match self.limbo.granules() {
+            0 => iovas.as_ref().map_or(0, IovaAllocator::live_count),
+            _ => in_use(kind),
+        };
         let occupancy = |iovas: &Option<IovaAllocator>| {
             iovas
                 .as_ref()
@@ -519,8 +773,8 @@ impl State {
         };
         Usage {
             sessions: self.sessions.len(),
-            streaming: live(&self.bounce_iovas),
-            coherent: live(&self.coherent_iovas),
+            streaming: live(ApertureKind::Bounce, &self.bounce_iovas),
+            coherent: live(ApertureKind::Coherent, &self.coherent_iovas),
             memories: self.memories.len(),
             direct: self.iotlb.direct_len(),
             table_bytes: self.iotlb.table_usage().backed_bytes,
@@ -528,14 +782,17 @@ impl State {
             bounce: occupancy(&self.bounce_iovas),
             coherent_aperture: occupancy(&self.coherent_iovas),
             generation: self.iotlb.generation(),
-            invalidating: 0,
-            quarantined: super::Quarantined::default(),
-            fenced: 0,
+            invalidating: self.limbo.invalidating(),
+            quarantined: self.limbo.quarantined(),
+            fenced: self.readers.ghosts(),
         }
     }
 
     pub(super) fn check_invariants(&self) {
         self.iotlb.check_invariants();
+        self.readers.check_invariants(self.iotlb.generation());
+        self.limbo.check_invariants();
+        self.check_limbo();
         for (kind, iovas) in [
             (ApertureKind::Bounce, &self.bounce_iovas),
             (ApertureKind::Coherent, &self.coherent_iovas),
@@ -617,10 +874,25 @@ impl State {
         }
     }
 
+    fn check_limbo(&self) {
+        let retired = self.held.iter().filter(|(_, held)| held.is_retired());
+        assert_eq!(
+            retired.count(),
+            self.limbo.granules(),
+            "what has ended waits"
+        );
+        for at in self.limbo.keys() {
+            assert!(self.held[&at].is_retired(), "{at:?} waits and has ended");
+        }
+        for place in self.limbo.places(Iova::new(0)) {
+            let hit = self.iotlb.lookup(place.range);
+            assert_eq!(hit, None, "{:?} is not used again", place.range);
+        }
+    }
+
     fn check_direct(&self) {
         let entries = || self.iotlb.direct_entries();
-        self.space
-            .check_invariants(entries().map(|entry| entry.range));
+        self.space.check_invariants(self.taken().into_iter());
         for (id, registered) in &self.memories {
             let used = entries().filter(|entry| entry.target.region == registered.region);
             assert_eq!(
@@ -629,9 +901,14 @@ impl State {
                 "memory {id} knows its direct mappings"
             );
             let slot = registered.region.slot().expect("a memory's number") as usize;
-            assert_eq!(self.slots[slot], Some(*id), "memory {id} has its number");
+            let there = self.slots[slot];
+            assert_eq!(there, Slot::Memory(*id), "memory {id} has its number");
         }
-        let numbered = self.slots.iter().flatten().count();
+        let numbered = self
+            .slots
+            .iter()
+            .filter(|slot| matches!(slot, Slot::Memory(_)));
+        let numbered = numbered.count();
         assert_eq!(numbered, self.memories.len(), "every number has its memory");
         for entry in entries() {
             let placed = self.space.check(entry.range);

@@ -103,7 +103,7 @@ impl Drop for Draining<'_> {
         drop(state);
         if put_back.is_err() {
             // Its session ended meanwhile.
-            self.domain.give_back(&[self.job.at], true);
+            self.domain.retire(&[self.job.at], None, |_| true);
         }
     }
 }
@@ -132,7 +132,7 @@ impl Drop for Syncing<'_> {
         let abandoned = held.syncs == 0 && held.phase == Phase::Draining;
         drop(state);
         if abandoned {
-            self.domain.give_back(&[self.job.at], true);
+            self.domain.retire(&[self.job.at], None, |_| true);
         }
     }
 }

@@ -1,9 +1,13 @@
 //! Memory that a client registers.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, fstat, open};
+use rustix::io::Errno;
 
 use super::facts::{InspectError, MemfdFacts, inspect};
+use super::pieces::Access;
 use super::seals::Seals;
 
 /// A client's memfd, checked. The daemon copies from and to it with `pread` and `pwritev2` and
@@ -44,6 +48,29 @@ pub enum MemoryRefused {
     Io(#[source] io::Error),
 }
 
+/// A client's memory, opened for another client.
+#[derive(Debug)]
+pub struct SharedFile {
+    /// What is sent.
+    pub fd: OwnedFd,
+    /// It can be written through.
+    pub writable: bool,
+    /// Who may open it for writing, whatever it was opened for here.
+    pub owner_uid: u32,
+    /// Everybody may who is in its group, or everybody.
+    pub others_may_write: bool,
+}
+
+/// Why a client's memory was not opened for another one.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the docs
+pub enum ShareError {
+    #[error("the memory's mode {mode:#o} does not let the daemon open it for another client")]
+    Mode { mode: u32 },
+    #[error("open the memory once more")]
+    NoDescriptor(#[source] io::Error),
+}
+
 /// Why a span is not part of a client's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the docs
@@ -81,6 +108,44 @@ impl ClientMemory {
             writable,
             hugetlb: facts.is_hugetlb,
         })
+    }
+
+    /// Opens the memory once more, for another client: for reading, or, if it was accepted to be
+    /// written, as `access` says.
+    ///
+    /// A description of its own, unless the file's mode forbids us to open it for writing: then it
+    /// is the one that was registered, whose flags and offset both clients can change. Neither is
+    /// ever used here.
+    ///
+    /// # Errors
+    ///
+    /// [`ShareError`], when the mode does not let us read it, or without a free descriptor.
+    pub fn share(&self, access: Access) -> Result<SharedFile, ShareError> {
+        let stat = fstat(&self.fd).map_err(|errno| ShareError::NoDescriptor(errno.into()))?;
+        let facts = |fd, writable| SharedFile {
+            fd,
+            writable,
+            owner_uid: stat.st_uid,
+            others_may_write: stat.st_mode & 0o022 != 0,
+        };
+        let for_writing = access == Access::ReadWrite && self.writable;
+        let mode = if for_writing {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        match open(path, mode | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(facts(fd, for_writing)),
+            Err(Errno::ACCESS | Errno::PERM) if for_writing => {
+                let same = self.fd.try_clone().map_err(ShareError::NoDescriptor)?;
+                Ok(facts(same, true))
+            }
+            Err(Errno::ACCESS | Errno::PERM) => Err(ShareError::Mode {
+                mode: stat.st_mode & 0o7777,
+            }),
+            Err(errno) => Err(ShareError::NoDescriptor(errno.into())),
+        }
     }
 
     /// Refuses spans that are empty or do not lie wholly inside the memory.

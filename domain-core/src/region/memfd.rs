@@ -77,8 +77,9 @@ pub enum RegionError {
     Reopen(#[source] io::Error),
 }
 
-/// Makes a memfd that a driver can register: `len_bytes` of zeroes, mode 0600, close-on-exec,
-/// allocated, of fixed size. `name` shows in `/proc` only.
+/// Makes a memfd that a driver can register: `len_bytes` of zeroes, close-on-exec, allocated, of
+/// fixed size. `name` shows in `/proc` only. Mode 0644, so that the service, another user, can open
+/// it for reading for a session that may only read; nobody can open a memfd by name.
 ///
 /// `len_bytes` is a positive multiple of 4 KiB. The pages are charged to the caller's cgroup.
 ///
@@ -89,6 +90,8 @@ pub enum RegionError {
 pub fn driver_memfd(name: &str, len_bytes: u64) -> Result<OwnedFd, RegionError> {
     let memfd = allocated(name, len_bytes, Backing::Memfd)?;
     seal(&memfd, &[FileSeal::SealShrink, FileSeal::SealGrow])?;
+    let readable = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    fchmod(memfd.as_file(), readable).map_err(|errno| RegionError::Protect(errno.into()))?;
     Ok(memfd.into_file().into())
 }
 
@@ -199,11 +202,11 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_memfd_is_private_allocated_and_closed_on_exec() {
+    fn a_driver_memfd_is_written_by_its_user_alone_allocated_and_closed_on_exec() {
         let fd = driver_memfd("driver", 3 * 4096).unwrap();
 
         let stat = fstat(&fd).unwrap();
-        assert_eq!(stat.st_mode & 0o777, 0o600);
+        assert_eq!(stat.st_mode & 0o777, 0o644);
         assert_eq!(stat.st_blocks * 512, 3 * 4096);
         assert!(fcntl_getfd(&fd).unwrap().contains(FdFlags::CLOEXEC));
     }

@@ -40,7 +40,7 @@ mod seals;
 mod sparse;
 mod word;
 
-pub use client_memory::{ClientMemory, MemoryRefused, SpanError};
+pub use client_memory::{ClientMemory, MemoryRefused, ShareError, SharedFile, SpanError};
 pub use mapping::{CopyError, MapError, SharedCell, SharedMemory, SharedWords};
 pub use memfd::{Backing, RegionError, driver_memfd};
 pub use owned::{FileIdentity, Grant, Region};

@@ -8,6 +8,7 @@ use domain_core::layout::ApertureKind;
 use domain_core::limits::{BATCH_ENTRIES, TABLE_ENTRIES_PER_REQUEST};
 use domain_core::mapping::MappingKind;
 use domain_core::memory::MemoryId;
+use domain_core::session::Removal;
 
 use super::{Malformed, given_range, perm, range};
 use crate::v1;
@@ -139,20 +140,22 @@ impl From<&DirectMapping> for v1::DirectMapping {
     }
 }
 
-impl From<Removed> for v1::UnmapDirectResponse {
-    fn from(removed: Removed) -> v1::UnmapDirectResponse {
+impl From<(Removed, Removal)> for v1::UnmapDirectResponse {
+    fn from((removed, removal): (Removed, Removal)) -> v1::UnmapDirectResponse {
         v1::UnmapDirectResponse {
             unmapped_mappings: removed.mappings,
             unmapped_bytes: removed.bytes,
+            generation: removal.generation,
         }
     }
 }
 
-impl From<Removed> for v1::ClearMapResponse {
-    fn from(removed: Removed) -> v1::ClearMapResponse {
+impl From<(Removed, Removal)> for v1::ClearMapResponse {
+    fn from((removed, removal): (Removed, Removal)) -> v1::ClearMapResponse {
         v1::ClearMapResponse {
             removed_mappings: removed.mappings,
             removed_bytes: removed.bytes,
+            generation: removal.generation,
         }
     }
 }

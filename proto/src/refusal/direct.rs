@@ -10,6 +10,7 @@ use domain_core::space::PlaceError;
 use tonic::Code;
 
 use super::{invalid, quota_name};
+use crate::names::session_name;
 use crate::v1::{ErrorReason, Refusal, map_direct_result};
 
 impl From<Result<DirectMapping, Refusal>> for map_direct_result::Outcome {
@@ -87,6 +88,20 @@ impl From<MapDirectError> for Refusal {
                 Refusal::of(Code::AlreadyExists, ErrorReason::Overlap, &error)
                     .with_range("range", range)
                     .with_range("hit", hit)
+            }
+            MapDirectError::Invalidating {
+                range,
+                hit,
+                blocked_by,
+            } => {
+                let reason = ErrorReason::Invalidating;
+                let refusal = Refusal::of(Code::FailedPrecondition, reason, &error)
+                    .with_range("range", range)
+                    .with_range("hit", hit);
+                match blocked_by {
+                    Some(session) => refusal.with("sessions", session_name(session)),
+                    None => refusal,
+                }
             }
             MapDirectError::OverlapsEntry {
                 range,

@@ -87,8 +87,10 @@ pub(super) fn free_coherent(
     let (iova, id) = (Iova::new(request.iova), MappingId::new(request.mapping_id));
     let core = &session.domain.core;
     let bytes = core.visible_bytes([iova].into_iter());
-    copying(bytes, || core.free_coherent(session.id, iova, id))?;
-    Ok(v1::FreeCoherentResponse {})
+    let removal = copying(bytes, || core.free_coherent(session.id, iova, id))?;
+    Ok(v1::FreeCoherentResponse {
+        generation: removal.generation,
+    })
 }
 
 pub(super) fn reset(
@@ -96,10 +98,11 @@ pub(super) fn reset(
     request: &v1::ResetBounceRequest,
 ) -> Result<v1::ResetBounceResponse, Refusal> {
     let (domain, actor) = agent.domain(&request.domain)?;
-    let ended = domain.core.reset_bounce(actor, request.force)?;
+    let (ended, removal) = domain.core.reset_bounce(actor, request.force)?;
     tracing::info!(domain = %domain.id, ended_mappings = ended, "bounce aperture reset");
     Ok(v1::ResetBounceResponse {
         ended_mappings: ended as u64,
+        generation: removal.generation,
     })
 }
 

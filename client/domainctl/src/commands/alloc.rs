@@ -42,7 +42,7 @@ pub(super) async fn free(args: Free, context: &mut Context) -> Result<Exit, Fail
     let (iova, id) = (Iova::new(args.iova), MappingId::new(args.id));
     context.within(session.free_coherent(iova, id)).await?;
     let name = format!("{}/mappings/{id}", args.domain.name());
-    let answer = v1::FreeCoherentResponse {};
+    let answer = v1::FreeCoherentResponse::default();
     context.show(&Verdict::new(answer, name, "freed"))?;
     driver::leave(session, context).await;
     Ok(Exit::Ok)

@@ -17,7 +17,10 @@ pub(super) async fn run(args: ResetBounce, context: &mut Context) -> Result<Exit
         1 => "bounce aperture reset (1 streaming mapping ended)".to_owned(),
         ended => format!("bounce aperture reset ({ended} streaming mappings ended)"),
     };
-    let answer = v1::ResetBounceResponse { ended_mappings };
+    let answer = v1::ResetBounceResponse {
+        ended_mappings,
+        ..v1::ResetBounceResponse::default()
+    };
     context.show(&Verdict::new(answer, args.domain.name(), what))?;
     Ok(Exit::Ok)
 }

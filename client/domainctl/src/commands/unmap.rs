@@ -23,7 +23,11 @@ pub(super) async fn unmap(args: Unmap, context: &mut Context) -> Result<Exit, Fa
     };
     let (domain, owner) = owner(target.domain, context).await?;
     let removed = context.within(owner.unmap_direct(&ranges)).await?;
-    let answer = v1::UnmapDirectResponse::from(removed);
+    let answer = v1::UnmapDirectResponse {
+        unmapped_mappings: removed.mappings,
+        unmapped_bytes: removed.bytes,
+        ..v1::UnmapDirectResponse::default()
+    };
     let what = format!("unmapped {}", said(removed));
     context.show(&Verdict::new(answer, domain.name(), what))?;
     Ok(Exit::Ok)
@@ -39,7 +43,11 @@ pub(super) async fn clear(args: ClearMap, context: &mut Context) -> Result<Exit,
     }
     let (domain, owner) = owner(domain, context).await?;
     let removed = context.within(owner.clear_map(&ranges)).await?;
-    let answer = v1::ClearMapResponse::from(removed);
+    let answer = v1::ClearMapResponse {
+        removed_mappings: removed.mappings,
+        removed_bytes: removed.bytes,
+        ..v1::ClearMapResponse::default()
+    };
     let what = format!("cleared {}", said(removed));
     context.show(&Verdict::new(answer, domain.name(), what))?;
     Ok(Exit::Ok)

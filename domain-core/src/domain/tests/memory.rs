@@ -29,7 +29,7 @@ fn memory_in_use_stays_and_says_by_how_many() {
         assert_eq!(domain.memories(MemoryId::new(0), 9)[0].mappings, mappings);
         unmap(&domain, DRIVER, ending(ended)).unwrap();
     }
-    assert_eq!(domain.unregister(DRIVER, buffer.id), Ok(()));
+    domain.unregister(DRIVER, buffer.id).unwrap();
     assert_eq!(domain.holdings(DRIVER).unwrap().memories, 0);
     domain.check_invariants();
 }
@@ -46,7 +46,7 @@ fn a_refused_map_does_not_keep_memory_in_use() {
         .map(DRIVER, &batch, BatchMode::AllOrNothing)
         .unwrap_err();
 
-    assert_eq!(domain.unregister(DRIVER, buffer.id), Ok(()));
+    domain.unregister(DRIVER, buffer.id).unwrap();
 }
 
 #[test]

@@ -399,7 +399,7 @@ impl Model {
                 }),
             }
         })();
-        assert_eq!(self.domain.unregister(session, id), expected);
+        assert_eq!(self.domain.unregister(session, id).map(drop), expected);
         if expected.is_ok() {
             self.memories.remove(&id);
         }
@@ -815,7 +815,8 @@ impl Model {
             }
             held.map(|_| ()).map_err(FreeCoherentError::Missing)
         })();
-        assert_eq!(self.domain.free_coherent(session, iova, id), expected);
+        let freed = self.domain.free_coherent(session, iova, id);
+        assert_eq!(freed.map(drop), expected);
         if expected.is_ok() {
             let at = self.held.iter().position(|held| held.id == id).unwrap();
             let freed = self.held.remove(at);

@@ -1,0 +1,363 @@
+//! What is removed and cannot be used again yet: somebody may still use it.
+//!
+//! ```text
+//! removed at R -> waiting -> all attached sessions acknowledged R -> freed
+//!                               | a ghost could still reach it
+//!                               v
+//!                           quarantine -> that ghost acknowledged R, or is gone -> (the next ghost, or) freed
+//! ```
+//!
+//! No timer leads out of here.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::iter::Peekable;
+
+use super::Quarantined;
+use super::readers::{Reach, Readers};
+use crate::addr::{Iova, IovaRange};
+use crate::iotlb::RegionId;
+use crate::mapping::{MappingView, Phase, Source, ViewKind};
+use crate::memory::MemoryId;
+use crate::perm::Perm;
+use crate::session::{Account, SessionId};
+
+/// One thing that was removed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retired {
+    /// Generation of the first state without it.
+    pub(super) removed: u64,
+    pub(super) what: What,
+    pub(super) reach: Reach,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum What {
+    /// Granules of an aperture, with their record in `State::held`.
+    Granules { at: Iova, bytes: u64 },
+    /// Where direct mappings were, with its record here.
+    Place(Iova),
+    /// The number of a memory that is registered no more.
+    Slot(RegionId),
+    /// Addresses that lead elsewhere now: only the use of the memory behind them
+    /// has to come to its end.
+    Use,
+}
+
+/// Where direct mappings were.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) range: IovaRange,
+    pub(super) memory: MemoryId,
+    pub(super) offset: u64,
+    pub(super) perm: Perm,
+    pub(super) owner: Option<SessionId>,
+    pub(super) blocked_by: Option<SessionId>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Limbo {
+    /// By generation: the oldest first.
+    waiting: VecDeque<Retired>,
+    /// By one of the ghosts that could reach it.
+    quarantine: BTreeMap<SessionId, Ward>,
+    /// What is being zeroed: how many of each generation.
+    sweeping: BTreeMap<u64, usize>,
+    /// By start, none overlapping another nor a direct mapping.
+    places: BTreeMap<Iova, Place>,
+    /// Granules in here, those that are being zeroed included.
+    granules: usize,
+}
+
+/// What is held back because of one ghost.
+#[derive(Debug)]
+struct Ward {
+    account: Account,
+    held: Quarantined,
+    retired: Vec<Retired>,
+}
+
+impl Limbo {
+    pub(super) fn push(&mut self, retired: Retired) {
+        let last = self.waiting.back().map_or(0, |last| last.removed);
+        assert!(last <= retired.removed, "what is removed later is newer");
+        if let What::Granules { .. } = retired.what {
+            self.granules += 1;
+        }
+        self.waiting.push_back(retired);
+    }
+
+    pub(super) fn push_place(&mut self, removed: u64, place: Place) {
+        let at = place.range.start();
+        self.places.insert(at, place);
+        self.push(Retired {
+            removed,
+            what: What::Place(at),
+            reach: Reach::Memory(place.memory),
+        });
+    }
+
+    /// The next thing that all attached sessions have acknowledged.
+    pub(super) fn next(&mut self, floor: u64) -> Option<Retired> {
+        let first = self.waiting.front()?;
+        if first.removed > floor {
+            return None;
+        }
+        self.waiting.pop_front()
+    }
+
+    /// Holds something back because of a ghost.
+    pub(super) fn hold_back(&mut self, ghost: SessionId, account: Account, retired: Retired) {
+        if let Some(place) = self.place_of(retired) {
+            place.blocked_by = Some(ghost);
+        }
+        let ward = self.quarantine.entry(ghost).or_insert_with(|| Ward {
+            account,
+            held: Quarantined::default(),
+            retired: Vec::new(),
+        });
+        ward.held.add(retired.what);
+        ward.retired.push(retired);
+    }
+
+    /// Takes out what was held back because of a ghost that has acknowledged
+    /// something more, or is gone: the next look may find another ghost.
+    pub(super) fn reconsider(&mut self, ghost: SessionId, readers: &Readers) -> Vec<Retired> {
+        let Some(mut ward) = self.quarantine.remove(&ghost) else {
+            return Vec::new();
+        };
+        let stays = |one: &Retired| readers.blocker(one.removed, one.reach) == Some(ghost);
+        let (held, free): (Vec<_>, Vec<_>) = ward.retired.into_iter().partition(stays);
+        if !held.is_empty() {
+            ward.held = Quarantined::default();
+            held.iter().for_each(|one| ward.held.add(one.what));
+            ward.retired = held;
+            self.quarantine.insert(ghost, ward);
+        }
+        for retired in &free {
+            if let Some(place) = self.place_of(*retired) {
+                place.blocked_by = None;
+            }
+        }
+        free
+    }
+
+    /// Takes out where a direct mapping was.
+    pub(super) fn take_place(&mut self, at: Iova) -> IovaRange {
+        let place = self.places.remove(&at);
+        place.expect("a place is here until it is free").range
+    }
+
+    pub(super) fn begin_sweep(&mut self, removed: u64) {
+        *self.sweeping.entry(removed).or_default() += 1;
+    }
+
+    pub(super) fn end_sweep(&mut self, removed: u64) {
+        let count = self.sweeping.get_mut(&removed).expect("it was begun");
+        *count -= 1;
+        if *count == 0 {
+            self.sweeping.remove(&removed);
+        }
+    }
+
+    /// Granules of one mapping have left.
+    pub(super) fn granules_left(&mut self) {
+        self.granules -= 1;
+    }
+
+    /// Is something of that generation being zeroed?
+    pub(super) fn is_sweeping(&self, removed: u64) -> bool {
+        self.sweeping.contains_key(&removed)
+    }
+
+    /// Does an acknowledgment free granules?
+    pub(super) fn awaits_granules(&self) -> bool {
+        let is_granules = |one: &Retired| matches!(one.what, What::Granules { .. });
+        !self.sweeping.is_empty() || self.waiting.iter().any(is_granules)
+    }
+
+    /// Ghosts that hold back something of that generation.
+    pub(super) fn blockers(&self, removed: u64) -> impl Iterator<Item = SessionId> {
+        let holds = move |ward: &Ward| ward.retired.iter().any(|one| one.removed == removed);
+        self.quarantine
+            .iter()
+            .filter(move |(_, ward)| holds(ward))
+            .map(|(ghost, _)| *ghost)
+    }
+
+    /// The lowest place that overlaps `range`.
+    pub(super) fn place_in(&self, range: IovaRange) -> Option<&Place> {
+        let before = self.places.range(..range.start()).next_back();
+        let within = self.places.range(range.start()..=range.last()).next();
+        let near = before.into_iter().chain(within).map(|(_, place)| place);
+        near.into_iter().find(|place| place.range.overlaps(range))
+    }
+
+    /// All places from `from` on, by address.
+    pub(super) fn places(&self, from: Iova) -> impl Iterator<Item = &Place> {
+        self.places.range(from..).map(|(_, place)| place)
+    }
+
+    pub(super) fn has_places(&self) -> bool {
+        !self.places.is_empty()
+    }
+
+    /// Mappings in apertures whose granules are in here.
+    pub(super) fn granules(&self) -> usize {
+        self.granules
+    }
+
+    /// Mappings that wait for attached sessions, or are being zeroed.
+    pub(super) fn invalidating(&self) -> usize {
+        let is_mapping =
+            |one: &&Retired| matches!(one.what, What::Granules { .. } | What::Place(_));
+        self.waiting.iter().filter(is_mapping).count() + self.sweeping.values().sum::<usize>()
+    }
+
+    pub(super) fn quarantined(&self) -> Quarantined {
+        let wards = self.quarantine.values().map(|ward| ward.held);
+        wards.fold(Quarantined::default(), Quarantined::and)
+    }
+
+    pub(super) fn quarantined_by(&self, ghost: SessionId) -> Quarantined {
+        let ward = self.quarantine.get(&ghost);
+        ward.map_or(Quarantined::default(), |ward| ward.held)
+    }
+
+    /// Mappings that are held back because of sessions of one account.
+    pub(super) fn charged_to(&self, account: Account) -> usize {
+        let wards = self.quarantine.values();
+        let charged = wards.filter(|ward| ward.account == account);
+        charged.map(|ward| ward.held.mappings).sum()
+    }
+
+    /// Mappings in apertures that are held back.
+    pub(super) fn quarantined_granules(&self) -> usize {
+        let retired = self.quarantine.values().flat_map(|ward| &ward.retired);
+        let is_granules = |one: &&Retired| matches!(one.what, What::Granules { .. });
+        retired.filter(is_granules).count()
+    }
+
+    fn place_of(&mut self, retired: Retired) -> Option<&mut Place> {
+        match retired.what {
+            What::Place(at) => self.places.get_mut(&at),
+            _ => None,
+        }
+    }
+
+    /// Keys of the records whose granules are in here and not being zeroed.
+    pub(super) fn keys(&self) -> impl Iterator<Item = Iova> {
+        let quarantine = self.quarantine.values().flat_map(|ward| &ward.retired);
+        let key = |one: &Retired| match one.what {
+            What::Granules { at, .. } => Some(at),
+            _ => None,
+        };
+        self.waiting.iter().chain(quarantine).filter_map(key)
+    }
+
+    pub(super) fn check_invariants(&self) {
+        let waiting = self.waiting.iter().map(|one| one.removed);
+        assert!(waiting.is_sorted(), "the oldest waits first");
+        let quarantine = self.quarantine.values().flat_map(|ward| &ward.retired);
+        let places = self.waiting.iter().chain(quarantine);
+        let places = places.filter(|one| matches!(one.what, What::Place(_)));
+        assert_eq!(places.count(), self.places.len(), "every place waits once");
+        let mut last: Option<Iova> = None;
+        for place in self.places.values() {
+            let is_apart = last.is_none_or(|last| last < place.range.start());
+            assert!(is_apart, "{:?} is one place", place.range);
+            last = Some(place.range.last());
+        }
+    }
+}
+
+impl Place {
+    /// What others see of it.
+    pub(super) fn view(&self) -> MappingView {
+        MappingView {
+            id: None,
+            owner: self.owner,
+            visible: self.range,
+            perm: self.perm,
+            phase: match self.blocked_by {
+                Some(_) => Phase::Quarantined,
+                None => Phase::Invalidating,
+            },
+            kind: ViewKind::Direct {
+                source: Source {
+                    memory: self.memory,
+                    offset: self.offset,
+                },
+            },
+            blocked_by: self.blocked_by,
+        }
+    }
+
+    /// Does `next` go on where this ends, in the table and in the memory?
+    pub(super) fn is_continued_by(&self, next: &Place) -> bool {
+        let follows = self.range.last().checked_add(1) == Some(next.range.start());
+        let bytes = self.range.len_bytes();
+        let offset = bytes.and_then(|bytes| self.offset.checked_add(bytes));
+        let same = self.memory == next.memory && self.perm == next.perm;
+        follows && same && offset == Some(next.offset)
+    }
+
+    pub(super) fn extend_to(&mut self, last: Iova) {
+        let range = IovaRange::new(self.range.start(), last);
+        self.range = range.expect("it is continued upwards");
+    }
+
+    /// The parts of it that none of `others` uses, which ascend; those that end
+    /// below are taken out of them.
+    pub(super) fn without(
+        &self,
+        others: &mut Peekable<impl Iterator<Item = IovaRange>>,
+    ) -> Vec<Place> {
+        let mut parts = Vec::new();
+        let mut rest = Some(self.range);
+        while let Some(part) = rest {
+            while others
+                .next_if(|other| other.last() < part.start())
+                .is_some()
+            {}
+            let Some(other) = others.peek().filter(|other| other.overlaps(part)) else {
+                parts.push(self.part(part));
+                break;
+            };
+            let below = other.start().get().checked_sub(1).map(Iova::new);
+            let below = below.and_then(|last| IovaRange::new(part.start(), last).ok());
+            parts.extend(below.map(|below| self.part(below)));
+            let above = other.last().checked_add(1);
+            rest = above.and_then(|start| IovaRange::new(start, part.last()).ok());
+        }
+        parts
+    }
+
+    fn part(&self, range: IovaRange) -> Place {
+        let skipped = range.start().offset_from(self.range.start());
+        Place {
+            range,
+            offset: self.offset + skipped.expect("it is a part"),
+            ..*self
+        }
+    }
+}
+
+impl Quarantined {
+    fn add(&mut self, what: What) {
+        match what {
+            What::Granules { bytes, .. } => {
+                self.mappings += 1;
+                self.bytes += bytes;
+            }
+            What::Place(_) => self.mappings += 1,
+            What::Slot(_) | What::Use => {}
+        }
+    }
+
+    fn and(self, other: Quarantined) -> Quarantined {
+        Quarantined {
+            mappings: self.mappings + other.mappings,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Sessions as a domain has to wait for them: which view each of them holds,
+//! and who may still reach what.
+//!
+//! An attached session *acknowledges* a generation when none of its threads
+//! holds a translation that is older. One that has ended without saying that it
+//! holds nothing any more is a *ghost*: its process, or one that it handed its
+//! memory to, may go on with what it could reach when it ended. What was made
+//! later it cannot reach: whoever walks the page table looks behind the walk
+//! whether its session has ended ([`Reader::fence`]).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::memory::MemoryId;
+use crate::session::{Account, AckError, Reader, SessionId};
+
+/// Everybody who can translate, or could.
+#[derive(Debug, Default)]
+pub(super) struct Readers {
+    attached: BTreeMap<SessionId, Attending>,
+    ghosts: BTreeMap<SessionId, Ghost>,
+}
+
+#[derive(Debug)]
+struct Attending {
+    view: View,
+    /// `None`: it never translates.
+    reader: Option<Arc<dyn Reader>>,
+}
+
+/// What a session has said, and what it was asked and given.
+#[derive(Debug)]
+struct View {
+    /// It holds nothing older.
+    acked: u64,
+    /// It was asked for this; owes it while that is more than `acked`.
+    asked: u64,
+    account: Account,
+    /// Memories whose file it has been given, and when they were closed. A
+    /// closed one goes from here with the acknowledgment of that generation.
+    opened: BTreeMap<MemoryId, Option<u64>>,
+}
+
+#[derive(Debug)]
+struct Ghost {
+    view: View,
+    /// What was made later is out of its reach.
+    until: u64,
+}
+
+/// What of a removed thing tells who could reach it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Reach {
+    /// Memory of an aperture, visible since this generation.
+    Aperture { since: u64 },
+    /// Registered memory, for whoever was given its file.
+    Memory(MemoryId),
+    /// Only a name: nothing is reached by it alone.
+    Nothing,
+}
+
+impl Readers {
+    pub(super) fn join(
+        &mut self,
+        session: SessionId,
+        generation: u64,
+        account: Account,
+        reader: Option<Arc<dyn Reader>>,
+    ) {
+        let view = View {
+            acked: generation,
+            asked: generation,
+            account,
+            opened: BTreeMap::new(),
+        };
+        self.attached.insert(session, Attending { view, reader });
+    }
+
+    /// The session holds nothing any more, whether it is attached or a ghost.
+    pub(super) fn forget(&mut self, session: SessionId) {
+        self.attached.remove(&session);
+        self.ghosts.remove(&session);
+    }
+
+    /// An attached session becomes a ghost.
+    pub(super) fn fence(&mut self, session: SessionId, generation: u64) {
+        let Some(Attending { view, reader }) = self.attached.remove(&session) else {
+            return;
+        };
+        if let Some(reader) = reader {
+            reader.fence(generation);
+            let until = generation;
+            self.ghosts.insert(session, Ghost { view, until });
+        }
+    }
+
+    /// Something was removed, and `generation` is published: who might hold an
+    /// older view is asked to acknowledge it. `closed` are memories that nothing
+    /// leads to any more; `actor` is the session that removes.
+    pub(super) fn ask(&mut self, generation: u64, closed: &[MemoryId], actor: Option<SessionId>) {
+        for (session, attending) in &mut self.attached {
+            attending.ask(generation, closed, actor == Some(*session));
+        }
+        for ghost in self.ghosts.values_mut() {
+            ghost.view.close(generation, closed);
+        }
+    }
+
+    /// # Errors
+    /// [`AckError`]; nothing is changed.
+    pub(super) fn acknowledge(
+        &mut self,
+        session: SessionId,
+        generation: u64,
+        current: u64,
+    ) -> Result<(), AckError> {
+        let ghost = self.ghosts.get_mut(&session).map(|ghost| &mut ghost.view);
+        let attached = self.attached.get_mut(&session).map(|there| &mut there.view);
+        let view = attached.or(ghost).ok_or(AckError::NoSession { session })?;
+        if generation > current {
+            return Err(AckError::Ahead {
+                session,
+                generation,
+                current,
+            });
+        }
+        view.acknowledge(generation);
+        Ok(())
+    }
+
+    /// What all attached sessions have acknowledged, at most `current`.
+    pub(super) fn floor(&self, current: u64) -> u64 {
+        let acked = self.attached.values().map(|there| there.view.acked);
+        acked.fold(current, u64::min)
+    }
+
+    /// Attached sessions that have not acknowledged a generation.
+    pub(super) fn behind(&self, generation: u64) -> impl Iterator<Item = SessionId> {
+        let behind = move |view: &View| view.acked < generation;
+        self.attached
+            .iter()
+            .filter(move |(_, there)| behind(&there.view))
+            .map(|(session, _)| *session)
+    }
+
+    /// A ghost that could still use what was removed at `removed`.
+    pub(super) fn blocker(&self, removed: u64, reach: Reach) -> Option<SessionId> {
+        let could = |ghost: &Ghost| {
+            ghost.view.acked < removed
+                && match reach {
+                    Reach::Aperture { since } => since <= ghost.until,
+                    Reach::Memory(memory) => ghost.view.opened.contains_key(&memory),
+                    Reach::Nothing => false,
+                }
+        };
+        let mut ghosts = self.ghosts.iter();
+        ghosts
+            .find(|(_, ghost)| could(ghost))
+            .map(|(session, _)| *session)
+    }
+
+    /// A session is given the file of a memory.
+    pub(super) fn open(&mut self, session: SessionId, memory: MemoryId) {
+        if let Some(there) = self.attached.get_mut(&session) {
+            there.view.opened.insert(memory, None);
+        }
+    }
+
+    /// Has a session, attached or not, files of memories that may be mapped?
+    pub(super) fn has_opened(&self, session: SessionId) -> bool {
+        self.view(session)
+            .is_some_and(|view| !view.opened.is_empty())
+    }
+
+    /// What an attached session owes.
+    pub(super) fn owed(&self, session: SessionId) -> Option<u64> {
+        let view = &self.attached.get(&session)?.view;
+        Some(view.asked).filter(|asked| *asked > view.acked)
+    }
+
+    pub(super) fn is_ghost(&self, session: SessionId) -> bool {
+        self.ghosts.contains_key(&session)
+    }
+
+    pub(super) fn ghosts(&self) -> usize {
+        self.ghosts.len()
+    }
+
+    pub(super) fn account(&self, session: SessionId) -> Option<Account> {
+        self.view(session).map(|view| view.account)
+    }
+
+    /// Everybody: session, whether it is a ghost, acknowledged, asked.
+    pub(super) fn all(&self) -> impl Iterator<Item = (SessionId, bool, u64, u64)> {
+        let row =
+            |session: &SessionId, fenced, view: &View| (*session, fenced, view.acked, view.asked);
+        let attached = self.attached.iter();
+        let attached = attached.map(move |(session, there)| row(session, false, &there.view));
+        let ghosts = self.ghosts.iter();
+        attached.chain(ghosts.map(move |(session, ghost)| row(session, true, &ghost.view)))
+    }
+
+    fn view(&self, session: SessionId) -> Option<&View> {
+        let attached = self.attached.get(&session).map(|there| &there.view);
+        attached.or_else(|| self.ghosts.get(&session).map(|ghost| &ghost.view))
+    }
+
+    pub(super) fn check_invariants(&self, current: u64) {
+        for (session, _, acked, asked) in self.all() {
+            assert!(
+                acked <= current && asked <= current,
+                "session {session} is asked for what has been"
+            );
+        }
+        let twice = self.ghosts.keys().find(|id| self.attached.contains_key(id));
+        assert_eq!(twice, None, "a session is attached or a ghost");
+    }
+}
+
+impl Attending {
+    fn ask(&mut self, generation: u64, closed: &[MemoryId], is_own: bool) {
+        let Some(reader) = &self.reader else {
+            self.view.acknowledge(generation);
+            return;
+        };
+        let must_close = self.view.close(generation, closed);
+        // Only a frame can say that memory is closed, or that an older one is.
+        let owes = self.view.asked > self.view.acked;
+        if !must_close && !owes {
+            let clear = match reader.by_frames() {
+                // Whoever removes has let go of it before.
+                true => is_own,
+                false => !reader.holds_older_than(generation),
+            };
+            if clear {
+                return self.view.acknowledge(generation);
+            }
+        }
+        self.view.asked = generation;
+        reader.ask(generation);
+    }
+}
+
+impl View {
+    fn acknowledge(&mut self, generation: u64) {
+        self.acked = self.acked.max(generation);
+        let acked = self.acked;
+        self.opened
+            .retain(|_, closed| closed.is_none_or(|closed| closed > acked));
+    }
+
+    /// Notes that memories are closed; answers whether one of them was open.
+    fn close(&mut self, generation: u64, closed: &[MemoryId]) -> bool {
+        let mut any = false;
+        for memory in closed {
+            if let Some(open) = self.opened.get_mut(memory).filter(|open| open.is_none()) {
+                *open = Some(generation);
+                any = true;
+            }
+        }
+        any
+    }
+}
