@@ -303,7 +303,7 @@ impl MappingService for Calls {
             .lock()
             .unwrap()
             .push(request.get_ref().mapping_id);
-        Ok(Response::new(v1::FreeCoherentResponse {}))
+        Ok(Response::new(v1::FreeCoherentResponse::default()))
     }
 
     async fn map_direct(
