@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::addr::Iova;
+use crate::iotlb::RegionId;
 use crate::memory::MemoryId;
 
 /// Names one session on this node; never used for another one.
@@ -115,6 +116,17 @@ pub enum Progress {
     Quarantined(Vec<SessionId>),
     /// It is as if it had never been.
     Done,
+}
+
+/// What an attached session was asked to acknowledge and has not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owed {
+    /// What it has acknowledged.
+    pub acked: u64,
+    /// What it was asked for.
+    pub generation: u64,
+    /// Regions of the memories that it has opened and must close before.
+    pub closed: Vec<RegionId>,
 }
 
 /// Why an acknowledgment counts for nothing.

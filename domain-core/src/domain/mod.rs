@@ -35,7 +35,7 @@ use crate::mapping::{MappingFilter, MappingId, MappingView};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
 use crate::region::{ClientMemory, Grant, RegionError};
 use crate::session::{
-    AckError, Attached, Denied, Holdings, JoinError, Joining, Progress, Removal, SessionId,
+    AckError, Attached, Denied, Holdings, JoinError, Joining, Owed, Progress, Removal, SessionId,
 };
 use crate::space::{RestrictionError, Restrictions, Space};
 use crate::streaming::{MapError, MapSpec, Mapped, SyncError, SyncSpec, UnmapError, UnmapSpec};
@@ -747,7 +747,7 @@ impl Domain {
 
     /// What an attached session was asked to acknowledge and has not.
     #[must_use]
-    pub fn owed(&self, session: SessionId) -> Option<u64> {
+    pub fn owed(&self, session: SessionId) -> Option<Owed> {
         self.look().readers.owed(session)
     }
 
@@ -787,7 +787,7 @@ impl Domain {
             return Err(missing);
         }
         let memory = Arc::clone(&registered.memory);
-        state.readers.open(session, id);
+        state.readers.open(session, id, region);
         Ok((id, memory))
     }
 

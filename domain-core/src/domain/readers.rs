@@ -11,8 +11,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::iotlb::RegionId;
 use crate::memory::MemoryId;
-use crate::session::{Account, AckError, Reader, SessionId};
+use crate::session::{Account, AckError, Owed, Reader, SessionId};
 
 /// Everybody who can translate, or could.
 #[derive(Debug, Default)]
@@ -38,7 +39,13 @@ struct View {
     account: Account,
     /// Memories whose file it has been given, and when they were closed. A
     /// closed one goes from here with the acknowledgment of that generation.
-    opened: BTreeMap<MemoryId, Option<u64>>,
+    opened: BTreeMap<MemoryId, Opened>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Opened {
+    region: RegionId,
+    closed: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -136,7 +143,8 @@ impl Readers {
 
     /// Attached sessions that have not acknowledged a generation.
     pub(super) fn behind(&self, generation: u64) -> impl Iterator<Item = SessionId> {
-        let behind = move |view: &View| view.acked < generation;
+        // Who was not asked for it has it acknowledged, or did not see what it removed.
+        let behind = move |view: &View| view.acked < generation && view.asked > view.acked;
         self.attached
             .iter()
             .filter(move |(_, there)| behind(&there.view))
@@ -160,9 +168,13 @@ impl Readers {
     }
 
     /// A session is given the file of a memory.
-    pub(super) fn open(&mut self, session: SessionId, memory: MemoryId) {
+    pub(super) fn open(&mut self, session: SessionId, memory: MemoryId, region: RegionId) {
+        let opened = Opened {
+            region,
+            closed: None,
+        };
         if let Some(there) = self.attached.get_mut(&session) {
-            there.view.opened.insert(memory, None);
+            there.view.opened.insert(memory, opened);
         }
     }
 
@@ -173,9 +185,17 @@ impl Readers {
     }
 
     /// What an attached session owes.
-    pub(super) fn owed(&self, session: SessionId) -> Option<u64> {
+    pub(super) fn owed(&self, session: SessionId) -> Option<Owed> {
         let view = &self.attached.get(&session)?.view;
-        Some(view.asked).filter(|asked| *asked > view.acked)
+        let closed = view
+            .opened
+            .values()
+            .filter(|opened| opened.closed.is_some());
+        (view.asked > view.acked).then(|| Owed {
+            acked: view.acked,
+            generation: view.asked,
+            closed: closed.map(|opened| opened.region).collect(),
+        })
     }
 
     pub(super) fn is_ghost(&self, session: SessionId) -> bool {
@@ -246,15 +266,16 @@ impl View {
         self.acked = self.acked.max(generation);
         let acked = self.acked;
         self.opened
-            .retain(|_, closed| closed.is_none_or(|closed| closed > acked));
+            .retain(|_, opened| opened.closed.is_none_or(|closed| closed > acked));
     }
 
     /// Notes that memories are closed; answers whether one of them was open.
     fn close(&mut self, generation: u64, closed: &[MemoryId]) -> bool {
         let mut any = false;
         for memory in closed {
-            if let Some(open) = self.opened.get_mut(memory).filter(|open| open.is_none()) {
-                *open = Some(generation);
+            let open = self.opened.get_mut(memory);
+            if let Some(open) = open.filter(|open| open.closed.is_none()) {
+                open.closed = Some(generation);
                 any = true;
             }
         }
