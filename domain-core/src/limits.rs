@@ -73,6 +73,17 @@ pub const TABLE_BYTES_PER_DOMAIN: u64 = 64 << 20;
 /// Bytes of a page table that are the domain's own; what it grows by beyond them counts in the
 /// daemon's budget of bytes.
 pub const TABLE_BYTES_UNCOUNTED: u64 = 64 << 10;
+/// Changes of one domain that are remembered for those who watch it; who is further behind looks at
+/// everything anew.
+pub const WATCH_CHANGES: usize = 1024;
+/// Mappings, ranges and regions of one such change; a larger one is not remembered.
+pub const WATCH_CHANGE_ITEMS: usize = 256;
+/// The same of all changes together, at some hundred bytes each.
+pub const WATCH_ITEMS: usize = 16_384;
+/// Watchers of domains that one user may have at a time, through each door.
+pub const WATCHERS_PER_USER: usize = 64;
+/// Watchers that come through one door at a time: users leave room for the operator.
+pub const WATCHERS: usize = 1024;
 /// Bytes of a domain's id.
 pub const DOMAIN_ID_BYTES: usize = 63;
 
