@@ -1,5 +1,7 @@
 //! An aperture: iovas, and the region that backs them.
 
+use std::io;
+
 use crate::addr::{Iova, IovaRange};
 use crate::layout::ApertureKind;
 use crate::region::{Access, Backing, Grant, Region, RegionError, SharedMemory};
@@ -74,12 +76,21 @@ impl Aperture {
         self.region.backing()
     }
 
-    /// A reopened fd of its memory for one client.
+    /// A reopened fd of its memory for one client, under a mark that
+    /// [`Aperture::is_granted`] asks for.
     ///
     /// # Errors
     /// [`RegionError`] if it cannot be reopened.
-    pub fn grant(&self, access: Access) -> Result<Grant, RegionError> {
-        self.region.grant(access)
+    pub fn grant(&self, access: Access, mark: u64) -> Result<Grant, RegionError> {
+        self.region.grant_marked(access, mark)
+    }
+
+    /// Does anybody still hold a grant of this mark?
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn is_granted(&self, mark: u64) -> io::Result<bool> {
+        self.region.is_marked(mark)
     }
 
     /// The daemon's own mapping of its memory.

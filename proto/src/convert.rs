@@ -8,6 +8,7 @@ use domain_core::alloc::AllocRequest;
 use domain_core::batch::BatchMode;
 use domain_core::coherent::{Allocated, CoherentSpec};
 use domain_core::domain::{Scrub, Usage};
+use domain_core::iotlb::RegionId;
 use domain_core::layout::{ApertureKind, LayoutSpec};
 use domain_core::limits::{BATCH_ENTRIES, Quotas, REQUEST_ID_BYTES, TABLE_ENTRIES_PER_REQUEST};
 use domain_core::mapping::{
@@ -54,6 +55,8 @@ pub enum Malformed {
         "{entries} entries; a SetMap has at most {TABLE_ENTRIES_PER_REQUEST}, for more there is StreamSetMap"
     )]
     TableSize { entries: usize },
+    #[error("region {number} is that of no registered memory; theirs are 2 to {most}", most = RegionId::MOST)]
+    NoMemoryRegion { number: u32 },
     #[error("{one} and {other} exclude each other")]
     Exclusive {
         one: &'static str,
@@ -141,6 +144,30 @@ pub fn role(value: i32) -> Result<Role, Malformed> {
             value,
         }),
     }
+}
+
+/// How a session acknowledges; unset means by frames.
+///
+/// # Errors
+/// [`Malformed`].
+pub fn ack_mode(value: i32) -> Result<v1::AckMode, Malformed> {
+    match v1::AckMode::try_from(value) {
+        Ok(v1::AckMode::Unspecified | v1::AckMode::Frames) => Ok(v1::AckMode::Frames),
+        Ok(v1::AckMode::Pins) => Ok(v1::AckMode::Pins),
+        Err(_) => Err(Malformed::UnknownValue {
+            field: "ack_mode",
+            value,
+        }),
+    }
+}
+
+/// A region of registered memory, as a leaf of the page table has it.
+///
+/// # Errors
+/// [`Malformed`] for an aperture's, and for none at all.
+pub fn memory_region(number: u32) -> Result<RegionId, Malformed> {
+    let region = RegionId::from_number(number).filter(|region| region.slot().is_some());
+    region.ok_or(Malformed::NoMemoryRegion { number })
 }
 
 /// An access, which must be one.

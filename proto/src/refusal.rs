@@ -197,6 +197,7 @@ impl From<Malformed> for Refusal {
             Malformed::BatchSize { entries } => malformed()
                 .with("entries", entries)
                 .with("most", BATCH_ENTRIES),
+            Malformed::NoMemoryRegion { number } => malformed().with("region", number),
             Malformed::TableSize { entries } => malformed()
                 .with("entries", entries)
                 .with("most", TABLE_ENTRIES_PER_REQUEST),
@@ -287,6 +288,7 @@ impl From<RegionError> for Refusal {
             | RegionError::Allocate { .. }
             | RegionError::Seal { .. }
             | RegionError::NotSealed { .. }
+            | RegionError::Mark { .. }
             | RegionError::Map { .. }
             | RegionError::Inspect { .. }
             | RegionError::Reopen { .. } => Refusal::of(Code::Internal, ErrorReason::Bug, &error),

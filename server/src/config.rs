@@ -4,7 +4,9 @@
 
 use std::fs;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
@@ -18,6 +20,11 @@ use crate::proc;
 
 /// Read when `--config` names no other; need not be there.
 pub const DEFAULT_FILE: &str = "/etc/domaind/domaind.toml";
+
+/// What [`Config::ack_timeout`] may be: a busy machine takes some milliseconds
+/// to run everybody, and who is not heard of for ten minutes is gone.
+const ACK_TIMEOUT_MS: RangeInclusive<u64> = 10..=600_000;
+const DEFAULT_ACK_TIMEOUT_MS: u64 = 5000;
 
 /// The file that says nothing but the defaults, for people to start from.
 pub const DEFAULT_CONFIG: &str = r#"# domaind.toml. Every setting is also a flag and a variable: [log] format is
@@ -42,6 +49,10 @@ config_version = 1
 # Bytes of regions that all domains together may have. Unset: half of the
 # memory that this process may use (machine or cgroup).
 #region_bytes = 1073741824
+# How long a session may take to acknowledge that something was removed, in
+# milliseconds, 10 to 600000. Who takes longer is ended, and what it could reach
+# is not used again before it is gone.
+#ack_timeout_ms = 5000
 
 [policy]
 # Allow read-only access to peers that could undo it (the daemon's own uid,
@@ -66,6 +77,8 @@ pub struct Config {
     pub client_gid: Option<u32>,
     /// Bytes of regions that all domains together may have.
     pub region_bytes: u64,
+    /// How long a session may take to acknowledge a removal before it is ended.
+    pub ack_timeout: Duration,
     /// Who is let in.
     pub policy: Policy,
     /// What it logs.
@@ -118,6 +131,10 @@ pub struct ConfigArgs {
     /// Bytes of regions that all domains together may have [default: half of the memory]
     #[arg(long, env = "DOMAIND_LIMITS_REGION_BYTES", value_name = "BYTES")]
     pub limits_region_bytes: Option<u64>,
+    /// Milliseconds that a session may take to acknowledge a removal [default: 5000]
+    #[arg(long, env = "DOMAIND_LIMITS_ACK_TIMEOUT_MS", value_name = "MS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(ACK_TIMEOUT_MS))]
+    pub limits_ack_timeout_ms: Option<u64>,
     /// Allow read-only access to peers that could undo it
     #[arg(long, env = "DOMAIND_POLICY_ADVISORY_READ_ONLY", value_name = "BOOL")]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
@@ -165,6 +182,12 @@ pub enum ConfigError {
         key: String,
         nearest: String,
     },
+    #[error(
+        "{path:?}: limits.ack_timeout_ms is {found}, it must be {} to {}",
+        ACK_TIMEOUT_MS.start(),
+        ACK_TIMEOUT_MS.end()
+    )]
+    AckTimeout { path: PathBuf, found: u64 },
     #[error("{path:?}: config_version is {found}, this daemon reads version 1")]
     Version { path: PathBuf, found: i64 },
     #[error(transparent)]
@@ -194,6 +217,7 @@ struct ServerTable {
 #[serde(deny_unknown_fields, default)]
 struct LimitsTable {
     region_bytes: Option<u64>,
+    ack_timeout_ms: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -211,12 +235,13 @@ struct LogTable {
 }
 
 /// Every key that a file may have.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 10] = [
     "config_version",
     "runtime_dir",
     "poison",
     "server.client_gid",
     "limits.region_bytes",
+    "limits.ack_timeout_ms",
     "policy.advisory_read_only",
     "policy.allow_unattested",
     "log.format",
@@ -240,6 +265,11 @@ impl Config {
                 .limits_region_bytes
                 .or(file.limits.region_bytes)
                 .unwrap_or_else(|| proc::memory_bytes() / 2),
+            ack_timeout: Duration::from_millis(
+                args.limits_ack_timeout_ms
+                    .or(file.limits.ack_timeout_ms)
+                    .unwrap_or(DEFAULT_ACK_TIMEOUT_MS),
+            ),
             policy: Policy {
                 advisory_read_only: flag(
                     args.policy_advisory_read_only,
@@ -305,10 +335,14 @@ impl File {
         }
         // From the text, not from the table: its errors show the line.
         let file: File = toml::from_str(text).map_err(syntax)?;
-        match file.config_version {
-            None | Some(1) => Ok(file),
-            Some(found) => Err(ConfigError::Version { path, found }),
+        if let Some(found) = file.config_version.filter(|version| *version != 1) {
+            return Err(ConfigError::Version { path, found });
         }
+        let ack_timeout_ms = file.limits.ack_timeout_ms;
+        if let Some(found) = ack_timeout_ms.filter(|found| !ACK_TIMEOUT_MS.contains(found)) {
+            return Err(ConfigError::AckTimeout { path, found });
+        }
+        Ok(file)
     }
 }
 
@@ -347,6 +381,13 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        args: ConfigArgs,
+    }
 
     fn parse(text: &str) -> Result<File, ConfigError> {
         File::parse(text, Path::new("test.toml"))
@@ -379,6 +420,34 @@ mod tests {
         );
         assert!(!config.policy.advisory_read_only);
         assert_eq!(merged(&ConfigArgs::default(), text).region_bytes, 5);
+    }
+
+    #[test]
+    fn the_time_to_acknowledge_is_five_seconds_unless_it_is_said_to_be_other() {
+        let ack_timeout = |args: &[&str], text| {
+            let args = Flags::parse_from(["domaind"].iter().chain(args)).args;
+            merged(&args, text).ack_timeout.as_millis()
+        };
+        let text = "[limits]\nack_timeout_ms = 250";
+        assert_eq!(ack_timeout(&[], ""), 5000);
+        assert_eq!(ack_timeout(&[], text), 250);
+        let flag = "--limits-ack-timeout-ms=600000";
+        assert_eq!(ack_timeout(&[flag], text), 600_000);
+    }
+
+    #[test]
+    fn a_time_to_acknowledge_out_of_range_is_refused_wherever_it_stands() {
+        for (value, is_good) in [(0, false), (9, false), (10, true), (600_001, false)] {
+            let parsed = parse(&format!("[limits]\nack_timeout_ms = {value}"));
+            match parsed {
+                Ok(_) => assert!(is_good, "{value}"),
+                Err(ConfigError::AckTimeout { found, .. }) => assert_eq!(found, value),
+                Err(other) => panic!("{value}: {other}"),
+            }
+            let flag = format!("--limits-ack-timeout-ms={value}");
+            let flags = Flags::try_parse_from(["domaind", &flag]);
+            assert_eq!(flags.is_ok(), is_good, "{flag}");
+        }
     }
 
     #[test]

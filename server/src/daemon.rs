@@ -97,6 +97,7 @@ impl Daemon {
         let services = Services {
             registry,
             policy,
+            ack_timeout: daemon.config.ack_timeout,
             queues: Queues {
                 large_calls: Queue::of_large_calls(),
                 table_streams: Queue::of_table_streams(),
@@ -164,6 +165,7 @@ impl Daemon {
             registry: Arc::clone(&self.registry),
             policy: self.config.policy,
             instance: identity.instance.clone(),
+            ack_timeout: self.config.ack_timeout,
             stop: self.stop.clone(),
         });
         let serving = socket.run(acceptor.map_err(StartError::Listen)?);

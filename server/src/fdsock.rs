@@ -1,22 +1,28 @@
 //! The protocol of the fd socket, one task per connection. The connection is
 //! the session.
 
+mod changes;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use domain_core::iotlb::SESSION_PAGE_BYTES;
 use domain_core::layout::ApertureKind;
 use domain_core::limits::FRAME_BYTES;
 use domain_core::memory::MemoryId;
-use domain_core::region::{Access, Backing, ClientMemory};
+use domain_core::region::{Access, Backing, ClientMemory, Grant, RegionError};
+use domain_core::session::AckError;
 use domaind_proto::frame::{FrameError, FrameSocket, Packet};
 use domaind_proto::names::{DomainId, session_name};
 use domaind_proto::v1::client_frame::Body as Asked;
 use domaind_proto::v1::server_frame::Body as Answer;
 use domaind_proto::v1::{self, ClientFrame, EndReason, ErrorReason, Refusal, ServerFrame};
 use domaind_proto::{FD_PROTOCOL_MAX, FD_PROTOCOL_MIN, convert};
+use rustix::net::Shutdown;
 use tokio::io::unix::AsyncFd;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,16 +30,20 @@ use tonic::Code;
 
 use crate::accept::{Acceptor, Caller, Connection};
 use crate::config::Policy;
-use crate::live::Live;
+use crate::live::{Live, Wants};
 use crate::offload::off_worker;
 use crate::peer::Peer;
 use crate::registry::{Admission, Principal, Registry};
 use crate::rights::pass_fds;
+use crate::{ghost, settle};
 
 /// A client that has not attached by then is not going to.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// What is read of the name that a client gives itself.
 const AGENT_CHARS: usize = 64;
+/// Requests of one session that wait for others to acknowledge; further ones are
+/// not read meanwhile.
+const REQUESTS_WAITING: usize = 64;
 /// A client that does not read is dropped, not buffered for.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
 
@@ -44,13 +54,17 @@ pub(crate) struct FdSocket {
     pub(crate) policy: Policy,
     /// Differs between two runs of the daemon.
     pub(crate) instance: String,
+    /// How long a session may owe an acknowledgment.
+    pub(crate) ack_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
 
 /// Why a conversation came to its end.
 #[derive(Debug)]
 enum Over {
-    /// The client closed, or asked to.
+    /// The client says that it holds nothing any more.
+    Detached,
+    /// The client closed.
     Closed,
     /// The service ends it, and says why.
     Ended(EndReason, String),
@@ -79,37 +93,66 @@ impl FdSocket {
             .map(OwnedFd::from)
             .and_then(FrameSocket::new);
         let Ok(frames) = frames else { return };
-        let over = self.converse(&frames, &caller).await;
-        if let Over::Ended(reason, message) = over {
+        let (session, over) = self.converse(&frames, &caller).await;
+        if let Over::Ended(reason, message) = &over {
             tracing::info!(peer = %caller.peer, ?reason, message, "ending a session");
             let ended = Answer::SessionEnded(v1::SessionEnded {
-                reason: reason.into(),
-                message,
+                reason: (*reason).into(),
+                message: message.clone(),
             });
             let _ = send(&frames, 0, ended, None).await;
+            // What the client still has to say is heard; the service has said all.
+            let _ = rustix::net::shutdown(&frames, Shutdown::Write);
+        }
+        if let Some(session) = session {
+            self.see_off(&frames, &session, &over).await;
         }
         drop(seat);
     }
 
-    async fn converse(&self, frames: &FrameSocket, caller: &Caller) -> Over {
+    /// Answers the session that there was, ended.
+    async fn converse(&self, frames: &FrameSocket, caller: &Caller) -> (Option<Arc<Live>>, Over) {
         let handshake = timeout(HANDSHAKE_LIMIT, self.handshake(frames, caller));
         let attached = tokio::select! {
-            () = self.stop.cancelled() => return shutdown(),
+            () = self.stop.cancelled() => return (None, shutdown()),
             handshake = handshake => handshake,
         };
         let session = match attached {
             Ok(Ok(session)) => session,
-            Ok(Err(over)) => return over,
-            Err(_) => return broken(format!("not attached within {HANDSHAKE_LIMIT:?}")),
+            Ok(Err(over)) => return (None, over),
+            Err(_) => {
+                let over = broken(format!("not attached within {HANDSHAKE_LIMIT:?}"));
+                return (None, over);
+            }
         };
         let over = tokio::select! {
             biased;
-            over = attend(frames, &session.live) => over,
+            over = attend(frames, &session, self.ack_timeout) => over,
             // Told by its registry entry, unless it came in while all were told.
             () = self.stop.cancelled() => shutdown(),
         };
+        let live = Arc::clone(&session.live);
         session.end(&over).await;
-        over
+        (Some(live), over)
+    }
+
+    /// A session has ended: listens to what it still has to say, and looks
+    /// whether it can reach anything, until it cannot.
+    async fn see_off(&self, frames: &FrameSocket, live: &Arc<Live>, over: &Over) {
+        if ghost::looks_gone(&self.registry, live).await {
+            return;
+        }
+        let (registry, stop) = (Arc::clone(&self.registry), self.stop.clone());
+        let looking = tokio::spawn(ghost::keep_looking(registry, Arc::clone(live), stop));
+        // Another process that has the socket, too, does not speak for the one that is gone.
+        if !matches!(over, Over::Ended(..)) || live.peer.is_dead() {
+            return;
+        }
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = last_words(frames, &self.registry, live) => {}
+            _ = looking => {}
+        }
     }
 
     /// Hello, then Attach until one is granted.
@@ -124,14 +167,14 @@ impl FdSocket {
         loop {
             let (request, attach) = match next_bare(frames).await? {
                 (request, Asked::Attach(attach)) => (request, attach),
-                (_, Asked::Detach(_)) => return Err(Over::Closed),
+                (_, Asked::Detach(_)) => return Err(Over::Detached),
                 _ => return Err(broken("Attach must follow Hello".into())),
             };
             match self.admit(caller, &attach) {
                 Ok(session) => {
                     // Nobody sent one before: it would have failed.
                     let _ = pass_fds(frames, true);
-                    session.introduce(frames, request).await?;
+                    session.introduce(frames, request, self.ack_timeout).await?;
                     return Ok(session);
                 }
                 Err(refusal) => refuse(frames, request, refusal, &caller.peer).await?,
@@ -172,6 +215,7 @@ impl FdSocket {
         let id = DomainId::parse(&attach.domain)?;
         let role = convert::role(attach.role)?;
         let access = convert::access(attach.access)?;
+        let ack_mode = convert::ack_mode(attach.ack_mode)?;
         let domain = self.registry.domain(
             Principal {
                 uid: peer.uid(),
@@ -179,13 +223,18 @@ impl FdSocket {
             },
             &id,
         )?;
-        let access_enforced = self.check_access(peer, access)?;
+        let access_enforced = check_access(&self.policy, peer, access)?;
         let admission = Admission {
             domain,
             role,
             access,
             access_enforced,
             peer: Arc::clone(peer),
+            ack_mode,
+            wants: Wants {
+                removals: attach.wants_removals,
+                additions: attach.wants_additions,
+            },
         };
         let (live, generation) = self.registry.admit(admission)?;
         tracing::info!(%peer, session = %live.id, domain = %id, %role, ?access, "attached");
@@ -196,23 +245,23 @@ impl FdSocket {
             ended: false,
         })
     }
+}
 
-    /// Would the kernel hold this peer to its access?
-    fn check_access(&self, peer: &Peer, access: Access) -> Result<bool, Refusal> {
-        let enforced = access == Access::ReadWrite || !peer.can_undo_read_only();
-        if enforced || self.policy.advisory_read_only {
-            return Ok(enforced);
-        }
-        let message = format!(
-            "a read-only grant would not hold against {peer}: it has the daemon's uid, or a capability such as CAP_DAC_OVERRIDE; \
-             the daemon's policy.advisory_read_only would allow it unenforced"
-        );
-        Err(Refusal::because(
-            Code::PermissionDenied,
-            ErrorReason::Unenforceable,
-            message,
-        ))
+/// Would the kernel hold this peer to its access?
+fn check_access(policy: &Policy, peer: &Peer, access: Access) -> Result<bool, Refusal> {
+    let enforced = access == Access::ReadWrite || !peer.can_undo_read_only();
+    if enforced || policy.advisory_read_only {
+        return Ok(enforced);
     }
+    let message = format!(
+        "a read-only grant would not hold against {peer}: it has the daemon's uid, or a capability such as CAP_DAC_OVERRIDE; \
+         the daemon's policy.advisory_read_only would allow it unenforced"
+    );
+    Err(Refusal::because(
+        Code::PermissionDenied,
+        ErrorReason::Unenforceable,
+        message,
+    ))
 }
 
 /// A session between its admission and its end. Dropping it ends it, too: a
@@ -227,7 +276,12 @@ struct Attachment {
 
 impl Attachment {
     /// Tells the client who it is, and hands it the memory.
-    async fn introduce(&self, frames: &FrameSocket, request: u64) -> Result<(), Over> {
+    async fn introduce(
+        &self,
+        frames: &FrameSocket,
+        request: u64,
+        ack_timeout: Duration,
+    ) -> Result<(), Over> {
         let live = &self.live;
         let apertures = [ApertureKind::Bounce, ApertureKind::Coherent];
         let apertures: Vec<_> = apertures
@@ -246,9 +300,9 @@ impl Attachment {
             granule_bytes: live.domain.core.layout().granule().bytes(),
             bounce: range(ApertureKind::Bounce),
             coherent: range(ApertureKind::Coherent),
-            regions: convert::count(apertures.len()),
+            regions: convert::count(apertures.len() + 2),
             access_enforced: live.access_enforced,
-            ..v1::Attached::default()
+            ack_timeout_ms: u64::try_from(ack_timeout.as_millis()).unwrap_or(u64::MAX),
         };
         send(frames, request, Answer::Attached(attached), None).await?;
         for aperture in &apertures {
@@ -258,15 +312,24 @@ impl Attachment {
                 hugetlb: aperture.backing() == Backing::Hugetlb2M,
                 size_bytes: aperture.range().len_bytes().unwrap_or(0),
             };
-            let grant = aperture.grant(live.access).map_err(|error| {
-                tracing::error!(session = %live.id, %error, "reopening a region");
-                Over::Ended(
-                    EndReason::Unspecified,
-                    "the region could not be opened".into(),
-                )
-            })?;
-            send(frames, request, Answer::Region(region), Some(grant.into())).await?;
+            let grant = aperture.grant(live.access, live.id.get());
+            self.hand_over(frames, request, region, grant).await?;
         }
+        let core = &live.domain.core;
+        let table = v1::Region {
+            kind: v1::RegionKind::Table.into(),
+            size_bytes: core.table_len_bytes(),
+            ..v1::Region::default()
+        };
+        let grant = core.grant_table(live.id.get());
+        self.hand_over(frames, request, table, grant).await?;
+        let page = v1::Region {
+            kind: v1::RegionKind::SessionPage.into(),
+            size_bytes: SESSION_PAGE_BYTES,
+            ..v1::Region::default()
+        };
+        let grant = live.reader.grant_page();
+        self.hand_over(frames, request, page, grant).await?;
         send(
             frames,
             request,
@@ -278,16 +341,35 @@ impl Attachment {
         .await
     }
 
+    async fn hand_over(
+        &self,
+        frames: &FrameSocket,
+        request: u64,
+        region: v1::Region,
+        grant: Result<Grant, RegionError>,
+    ) -> Result<(), Over> {
+        let grant = grant.map_err(|error| {
+            tracing::error!(session = %self.live.id, %error, "granting a region");
+            let message = "the region could not be opened".to_owned();
+            Over::Ended(EndReason::Unspecified, message)
+        })?;
+        send(frames, request, Answer::Region(region), Some(grant.into())).await
+    }
+
     /// Releases all that the session held. Zeroing it may take a while, so a
     /// thread does it that may block.
     async fn end(mut self, over: &Over) {
-        let reason = match over {
-            Over::Closed => EndReason::Unspecified,
-            Over::Ended(reason, _) => *reason,
-        };
         let (registry, live) = (Arc::clone(&self.registry), Arc::clone(&self.live));
-        let released = tokio::task::spawn_blocking(move || registry.end(&live, reason)).await;
-        self.ended = released.is_ok();
+        let reason = match over {
+            Over::Detached => None,
+            Over::Closed => Some(EndReason::Unspecified),
+            Over::Ended(reason, _) => Some(*reason),
+        };
+        let end = move || match reason {
+            Some(reason) => registry.end(&live, reason),
+            None => registry.forget(&live),
+        };
+        self.ended = tokio::task::spawn_blocking(end).await.is_ok();
     }
 }
 
@@ -307,7 +389,8 @@ impl Drop for Attachment {
 }
 
 /// Serves an attached client until one side ends it.
-async fn attend(frames: &FrameSocket, live: &Arc<Live>) -> Over {
+async fn attend(frames: &FrameSocket, session: &Attachment, ack_timeout: Duration) -> Over {
+    let (live, joined) = (&session.live, session.generation);
     tokio::select! {
         biased;
         reason = live.end.called() => Over::Ended(reason, explain(reason).into()),
@@ -315,19 +398,64 @@ async fn attend(frames: &FrameSocket, live: &Arc<Live>) -> Over {
             Over::Ended(EndReason::PeerGone, "the process that attached has ended".into())
         }
         over = requests(frames, live) => over,
+        over = changes::tell(frames, live, joined, ack_timeout) => over,
     }
 }
 
-async fn requests(frames: &FrameSocket, live: &Arc<Live>) -> Over {
+/// Reads what a session that was ended still says, until it says that it holds
+/// nothing any more, or closes.
+async fn last_words(frames: &FrameSocket, registry: &Arc<Registry>, live: &Arc<Live>) {
     loop {
-        if let Err(over) = one_request(frames, live).await {
+        let said = match next(frames).await {
+            Ok(packet) => packet.frame.body,
+            Err(_) => return,
+        };
+        match said {
+            Some(Asked::Ack(ack)) => {
+                // One that is wrong counts for nothing.
+                let _ = acknowledge(live, ack.generation).await;
+            }
+            Some(Asked::Detach(_)) => {
+                let (registry, live) = (Arc::clone(registry), Arc::clone(live));
+                let _ = off_worker(move || registry.forget(&live)).await;
+                return;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Reads requests. Those that have to wait for others are answered when they
+/// are done, and more is read meanwhile.
+async fn requests(frames: &FrameSocket, live: &Arc<Live>) -> Over {
+    let mut waiting = JoinSet::new();
+    loop {
+        let can_wait = waiting.len() < REQUESTS_WAITING;
+        let done = tokio::select! {
+            Some(done) = waiting.join_next() => match done {
+                Ok((request, answer)) => reply(frames, live, request, answer).await,
+                Err(_) => Err(Over::Ended(EndReason::Unspecified, "a bug in domaind".into())),
+            },
+            packet = next(frames), if can_wait => match packet {
+                Ok(packet) => one_request(frames, live, packet, &mut waiting).await,
+                Err(over) => Err(over),
+            },
+        };
+        if let Err(over) = done {
             return over;
         }
     }
 }
 
-async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over> {
-    let Packet { frame, fd, lost_fd } = next(frames).await?;
+type Reply = Result<(Answer, Option<OwnedFd>), Refusal>;
+
+async fn one_request(
+    frames: &FrameSocket,
+    live: &Arc<Live>,
+    packet: Packet<ClientFrame>,
+    waiting: &mut JoinSet<(u64, Reply)>,
+) -> Result<(), Over> {
+    let Packet { frame, fd, lost_fd } = packet;
     let request = frame.request_id;
     if lost_fd {
         let message = "the daemon has no free file descriptor for what came along";
@@ -337,15 +465,13 @@ async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over>
     let answer = match (frame.body, fd) {
         (Some(Asked::RegisterMemory(asked)), Some(fd)) => register(live, fd, asked).await,
         (Some(Asked::UnregisterMemory(asked)), None) => {
-            unregister(live, MemoryId::new(asked.memory_id)).await
+            let (live, id) = (Arc::clone(live), MemoryId::new(asked.memory_id));
+            waiting.spawn(async move { (request, unregister(&live, id).await) });
+            return Ok(());
         }
-        (Some(Asked::Detach(_)), None) => return Err(Over::Closed),
-        (Some(Asked::Ack(_)), None) => return Ok(()),
-        (Some(Asked::OpenMemory(asked)), None) => Err(Refusal::because(
-            Code::NotFound,
-            ErrorReason::NoSuchMemory,
-            format!("nothing leads to region {}", asked.region),
-        )),
+        (Some(Asked::Ack(ack)), None) => return acknowledge(live, ack.generation).await,
+        (Some(Asked::OpenMemory(asked)), None) => open(live, asked.region).await,
+        (Some(Asked::Detach(_)), None) => return Err(Over::Detached),
         (Some(Asked::RegisterMemory(_)), None) => {
             return Err(broken("RegisterMemory without its fd".into()));
         }
@@ -357,37 +483,89 @@ async fn one_request(frames: &FrameSocket, live: &Arc<Live>) -> Result<(), Over>
         (_, Some(_)) => return Err(broken("an fd with a frame that takes none".into())),
         (None, None) => return Err(broken("a frame without a body".into())),
     };
+    reply(frames, live, request, answer).await
+}
+
+async fn reply(frames: &FrameSocket, live: &Live, request: u64, answer: Reply) -> Result<(), Over> {
     match answer {
-        Ok(answer) => send(frames, request, answer, None).await,
+        Ok((answer, fd)) => send(frames, request, answer, fd).await,
         Err(refusal) => refuse(frames, request, refusal, &live.peer).await,
     }
 }
 
+/// What it frees may be much to zero: on a thread that may block, if it is.
+async fn acknowledge(live: &Arc<Live>, generation: u64) -> Result<(), Over> {
+    let acknowledge = {
+        let live = Arc::clone(live);
+        move || live.domain.core.acknowledge(live.id, generation)
+    };
+    let acknowledged = match live.domain.core.awaits_much() {
+        true => match off_worker(acknowledge).await {
+            Ok(acknowledged) => acknowledged,
+            Err(bug) => return Err(Over::Ended(EndReason::Unspecified, bug.message)),
+        },
+        false => acknowledge(),
+    };
+    live.reader.ring();
+    match acknowledged {
+        Ok(()) => Ok(()),
+        // Forgotten meanwhile.
+        Err(AckError::NoSession { .. }) => Ok(()),
+        Err(error @ AckError::Ahead { .. }) => Err(broken(error.to_string())),
+    }
+}
+
 /// On a thread that may block: closing a hostile file can.
-async fn register(
-    live: &Arc<Live>,
-    fd: OwnedFd,
-    asked: v1::RegisterMemory,
-) -> Result<Answer, Refusal> {
+async fn register(live: &Arc<Live>, fd: OwnedFd, asked: v1::RegisterMemory) -> Reply {
     let live = Arc::clone(live);
     off_worker(move || {
         let memory = ClientMemory::accept(fd, asked.writable)?;
         let size_bytes = memory.size_bytes();
         let core = &live.domain.core;
         let id = core.register(live.id, memory, asked.persistent)?;
-        Ok(Answer::MemoryRegistered(v1::MemoryRegistered {
+        let registered = v1::MemoryRegistered {
             memory_id: id.get(),
             size_bytes,
-        }))
+        };
+        Ok((Answer::MemoryRegistered(registered), None))
     })
     .await?
 }
 
-async fn unregister(live: &Arc<Live>, id: MemoryId) -> Result<Answer, Refusal> {
+async fn unregister(live: &Arc<Live>, id: MemoryId) -> Reply {
+    let unregister = {
+        let live = Arc::clone(live);
+        move || live.domain.core.unregister(live.id, id)
+    };
+    let removal = off_worker(unregister).await??;
+    settle::acknowledged(&live.domain, removal.generation).await?;
+    let done = Answer::MemoryUnregistered(v1::MemoryUnregistered {});
+    Ok((done, None))
+}
+
+/// On a thread that may block: the file is a client's.
+async fn open(live: &Arc<Live>, region: u32) -> Reply {
     let live = Arc::clone(live);
     off_worker(move || {
-        live.domain.core.unregister(live.id, id)?;
-        Ok(Answer::MemoryUnregistered(v1::MemoryUnregistered {}))
+        let region = convert::memory_region(region)?;
+        let (id, memory) = live.domain.core.open_memory(live.id, region)?;
+        let shared = memory.share(live.access)?;
+        let is_kept = !shared.others_may_write && shared.owner_uid != live.peer.uid();
+        let access_enforced = shared.writable || (live.access_enforced && is_kept);
+        if live.access == Access::ReadOnly && live.access_enforced && !access_enforced {
+            let message =
+                format!("the mode of memory {id} would not hold a read-only session to reading");
+            let reason = ErrorReason::Unenforceable;
+            return Err(Refusal::because(Code::PermissionDenied, reason, message));
+        }
+        let opened = v1::MemoryOpened {
+            memory_id: id.get(),
+            size_bytes: memory.size_bytes(),
+            writable: shared.writable,
+            hugetlb: memory.is_hugetlb(),
+            access_enforced,
+        };
+        Ok((Answer::MemoryOpened(opened), Some(shared.fd)))
     })
     .await?
 }

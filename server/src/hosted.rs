@@ -1,5 +1,6 @@
 //! One domain with its name, its owner and its share of the budget.
 
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use domain_core::Domain;
@@ -8,8 +9,10 @@ use domain_core::domain::Settings;
 use domain_core::layout::{ApertureKind, Layout};
 use domaind_proto::names::DomainId;
 use domaind_proto::v1;
+use tokio_util::sync::CancellationToken;
 
 use crate::budget::Share;
+use crate::signal::Signal;
 
 /// A domain as the daemon hosts it.
 #[derive(Debug)]
@@ -20,6 +23,10 @@ pub(crate) struct Hosted {
     pub(crate) owner_uid: u32,
     pub(crate) create_time_unix_ms: u64,
     pub(crate) core: Domain,
+    /// Rung by `core` at every change.
+    pub(crate) signal: Arc<Signal>,
+    /// Called when it is not to be had by its name any more, whoever still has it.
+    pub(crate) deleted: CancellationToken,
     /// Given back when the last session has let go of the domain. Below `core`,
     /// so that the memory is gone before its bytes count as free.
     pub(crate) _share: Share,

@@ -14,7 +14,12 @@
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
 //! | `hosted` | one domain with its owner and its share of the budget |
+//! | `watchers` | watchers of domains, counted per user |
 //! | `live` | one attached session: its secret, its peer, its end |
+//! | `reader` | a session as its domain has to wait for it |
+//! | `settle` | waiting until nobody can still use what was removed |
+//! | `ghost` | sessions that have ended, until they are proven gone |
+//! | `signal` | that something has changed in a domain |
 //! | `replay` | repeated requests: one effect and one answer |
 //! | `budget` | bytes of regions, counted before the kernel is asked |
 //! | `queue` | costly calls, few at a time of one user and of all |
@@ -28,6 +33,7 @@ pub mod config;
 pub mod daemon;
 mod fdsock;
 pub mod features;
+mod ghost;
 mod grpc;
 mod hosted;
 mod live;
@@ -36,10 +42,14 @@ mod offload;
 mod peer;
 mod proc;
 mod queue;
+mod reader;
 mod registry;
 mod replay;
 mod rights;
+mod settle;
+mod signal;
 mod sockets;
+mod watchers;
 
 pub use config::Config;
 pub use daemon::Daemon;

@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use domain_core::region::Access;
-use domain_core::session::{Holdings, Role, SessionId};
+use domain_core::session::{Holdings, Reader as _, Role, SessionId};
 use domaind_proto::convert::count;
 use domaind_proto::names::session_name;
 use domaind_proto::v1;
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hosted::Hosted;
 use crate::peer::Peer;
+use crate::reader::SessionReader;
 use crate::replay::Answers;
 
 /// An attached session.
@@ -32,9 +33,30 @@ pub(crate) struct Live {
     pub(crate) end: End,
     /// What it was answered, in case it asks again.
     pub(crate) answers: Arc<Answers>,
+    /// How its domain waits for it.
+    pub(crate) reader: Arc<SessionReader>,
+    pub(crate) wants: Wants,
+}
+
+/// What a session is told of changes that it need not acknowledge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Wants {
+    pub(crate) removals: bool,
+    pub(crate) additions: bool,
+}
+
+impl Wants {
+    pub(crate) fn any(self) -> bool {
+        self.removals || self.additions
+    }
 }
 
 impl Live {
+    /// Does it acknowledge every removal by a frame?
+    pub(crate) fn by_frames(&self) -> bool {
+        self.reader.by_frames()
+    }
+
     pub(crate) fn view(&self) -> v1::Session {
         // A session that has just left holds nothing.
         let Holdings {
@@ -42,6 +64,13 @@ impl Live {
             coherent,
             memories,
         } = self.domain.core.holdings(self.id).unwrap_or_default();
+        let standing = self.domain.core.standing(self.id);
+        let quarantined = standing.map(|standing| standing.quarantined);
+        let quarantined = quarantined.unwrap_or_default();
+        let state = match standing.is_some_and(|standing| standing.fenced) {
+            true => v1::SessionState::Fenced,
+            false => v1::SessionState::Attached,
+        };
         v1::Session {
             name: session_name(self.id),
             domain: self.domain.id.name(),
@@ -53,8 +82,11 @@ impl Live {
             streaming_mappings: streaming as u64,
             coherent_allocations: coherent as u64,
             memories: count(memories),
-            state: v1::SessionState::Attached.into(),
-            ..v1::Session::default()
+            state: state.into(),
+            acked_generation: standing.map_or(0, |standing| standing.acked),
+            asked_generation: standing.map_or(0, |standing| standing.asked),
+            quarantined_mappings: quarantined.mappings as u64,
+            quarantined_bytes: quarantined.bytes,
         }
     }
 }

@@ -8,21 +8,25 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use domain_core::Domain;
 use domain_core::addr::IovaRange;
 use domain_core::aperture::ScrubWith;
-use domain_core::domain::{self, Close, InUse, Settings, Usage};
+use domain_core::domain::{self, Close, InUse, Listener, Quarantined, Settings, Usage};
 use domain_core::layout::Layout;
 use domain_core::limits::{DOMAINS, DOMAINS_PER_OWNER};
-use domain_core::region::Access;
-use domain_core::session::{JoinError, Role, SessionId};
+use domain_core::region::{Access, RegionError};
+use domain_core::session::{Account, JoinError, Joining, Reader, Role, SessionId};
 use domaind_proto::names::DomainId;
-use domaind_proto::v1::{EndReason, ErrorReason, Refusal};
+use domaind_proto::v1::{AckMode, EndReason, ErrorReason, Refusal};
 use rustix::rand::{GetRandomFlags, getrandom};
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::budget::{Budget, OverBudget, TableShare};
 use crate::hosted::{Hosted, now_unix_ms};
-use crate::live::{End, Live, Token};
+use crate::live::{End, Live, Token, Wants};
 use crate::peer::Peer;
+use crate::reader::SessionReader;
 use crate::replay::Users;
+use crate::signal::Signal;
+use crate::watchers::Watchers;
 
 /// Through which door somebody came, which is part of who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +62,8 @@ pub(crate) struct Registry {
     next_session: AtomicU64,
     /// What calls without a session were answered.
     pub(crate) users: Users,
+    /// Who watches domains.
+    pub(crate) watchers: Watchers,
     /// What every domain's memory is overwritten with.
     scrub_with: ScrubWith,
 }
@@ -66,6 +72,8 @@ pub(crate) struct Registry {
 struct Tables {
     domains: BTreeMap<DomainId, Arc<Hosted>>,
     sessions: BTreeMap<SessionId, Arc<Live>>,
+    /// Sessions that have ended and may still reach something.
+    ghosts: BTreeMap<SessionId, Arc<Live>>,
 }
 
 /// What a new domain shall be, checked.
@@ -86,6 +94,8 @@ pub(crate) struct Admission {
     pub(crate) access: Access,
     pub(crate) access_enforced: bool,
     pub(crate) peer: Arc<Peer>,
+    pub(crate) ack_mode: AckMode,
+    pub(crate) wants: Wants,
 }
 
 /// Why a domain was not made. Nothing is left behind.
@@ -114,6 +124,8 @@ pub(crate) enum AdmitError {
     Join(#[from] JoinError),
     #[error("no randomness for the session's token")]
     Randomness(#[source] io::Error),
+    #[error("make the session page")]
+    Page(#[source] RegionError),
 }
 
 /// A name that leads nowhere, or nowhere that the caller may see.
@@ -136,6 +148,10 @@ pub(crate) struct Totals {
     pub(crate) memories: usize,
     pub(crate) region_bytes: u64,
     pub(crate) region_budget_bytes: u64,
+    pub(crate) invalidating: usize,
+    pub(crate) quarantined: Quarantined,
+    pub(crate) fenced: usize,
+    pub(crate) watchers: usize,
 }
 
 impl Registry {
@@ -145,6 +161,7 @@ impl Registry {
             budget: Budget::new(region_budget_bytes),
             next_session: AtomicU64::new(1),
             users: Users::default(),
+            watchers: Watchers::default(),
             scrub_with,
         }
     }
@@ -157,12 +174,16 @@ impl Registry {
         let (id, scrub_with) = (plan.id.as_str(), self.scrub_with);
         let table = Arc::new(TableShare::new(&self.budget));
         let core = Domain::create_within(id, plan.layout, plan.settings, scrub_with, Some(table))?;
+        let signal = Arc::new(Signal::new());
+        core.listen(Arc::clone(&signal) as Arc<dyn Listener>);
         let hosted = Arc::new(Hosted {
             uid: random_hex().map_err(CreateError::Randomness)?,
             id: plan.id,
             owner_uid,
             create_time_unix_ms: now_unix_ms(),
             core,
+            signal,
+            deleted: CancellationToken::new(),
             _share: share,
         });
         // Somebody else may have taken the name or the last place meanwhile.
@@ -210,8 +231,8 @@ impl Registry {
             .collect()
     }
 
-    /// Takes a domain out of the tables and ends its sessions. Answers how many.
-    pub(crate) fn delete(&self, domain: &Arc<Hosted>, how: Close) -> Result<usize, InUse> {
+    /// Takes a domain out of the tables and ends its sessions. Answers which.
+    pub(crate) fn delete(&self, domain: &Arc<Hosted>, how: Close) -> Result<Vec<SessionId>, InUse> {
         let sessions = domain.core.close(how)?;
         let ending: Vec<_> = {
             let mut tables = self.write();
@@ -223,16 +244,15 @@ impl Registry {
             {
                 tables.domains.remove(&domain.id);
             }
-            sessions
-                .iter()
-                .filter_map(|id| tables.sessions.remove(id))
-                .collect()
+            domain.deleted.cancel();
+            let ending = sessions.iter().filter_map(|id| tables.haunt(*id));
+            ending.collect()
         };
         for session in &ending {
             session.end.call(EndReason::DomainDeleted);
-            session.domain.core.leave(session.id);
+            session.domain.core.fence(session.id);
         }
-        Ok(ending.len())
+        Ok(sessions)
     }
 
     /// Lets somebody into a domain; answers the session and the generation
@@ -245,8 +265,20 @@ impl Registry {
             access,
             access_enforced,
             peer,
+            ack_mode,
+            wants,
         } = admission;
+        let reader = SessionReader::new(id, ack_mode).map_err(AdmitError::Page)?;
+        let reader = Arc::new(reader);
+        let joining = Joining {
+            role,
+            account: Account(peer.uid()),
+            reader: Some(Arc::clone(&reader) as Arc<dyn Reader>),
+        };
+        let reads_the_log = reader.by_frames() || wants.any();
         let live = Arc::new(Live {
+            reader,
+            wants,
             id,
             token: Token::new(id).map_err(AdmitError::Randomness)?,
             domain,
@@ -261,15 +293,30 @@ impl Registry {
         // Under the tables' lock, so that a delete sees the session in both
         // places or in none.
         let mut tables = self.write();
-        let generation = live.domain.core.join(id, role)?;
+        if reads_the_log {
+            live.domain.core.watch();
+        }
+        let generation = live.domain.core.join(id, joining)?;
         tables.sessions.insert(id, Arc::clone(&live));
         Ok((live, generation))
     }
 
-    /// Ends a session: all that it held is released, zeroed first.
+    /// Ends a session: all that it held is released, zeroed first. What it may
+    /// still reach waits until it is [forgotten](Registry::forget).
     pub(crate) fn end(&self, session: &Live, reason: EndReason) {
-        self.write().sessions.remove(&session.id);
+        self.write().haunt(session.id);
         session.end.call(reason);
+        session.domain.core.fence(session.id);
+    }
+
+    /// A session, attached or ended, holds nothing any more.
+    pub(crate) fn forget(&self, session: &Live) {
+        {
+            let mut tables = self.write();
+            tables.sessions.remove(&session.id);
+            tables.ghosts.remove(&session.id);
+        }
+        session.end.call(EndReason::Unspecified);
         session.domain.core.leave(session.id);
     }
 
@@ -282,7 +329,11 @@ impl Registry {
     }
 
     pub(crate) fn session(&self, who: Principal, id: SessionId) -> Result<Arc<Live>, Missing> {
-        let found = self.read().sessions.get(&id).cloned();
+        let found = {
+            let tables = self.read();
+            let attached = tables.sessions.get(&id);
+            attached.or_else(|| tables.ghosts.get(&id)).cloned()
+        };
         found
             .filter(|session| who.may_see(&session.domain))
             .ok_or(Missing::Session(id))
@@ -298,17 +349,20 @@ impl Registry {
         max: usize,
     ) -> Vec<Arc<Live>> {
         let tables = self.read();
-        let behind = tables
-            .sessions
-            .values()
-            .filter(|session| after.is_none_or(|after| session.id > after));
-        let wanted = behind
-            .filter(|session| domain.is_none_or(|domain| Arc::ptr_eq(domain, &session.domain)));
-        wanted
-            .filter(|session| who.may_see(&session.domain))
-            .take(max)
-            .cloned()
-            .collect()
+        let behind = |session: &&Arc<Live>| after.is_none_or(|after| session.id > after);
+        let wanted = |session: &&Arc<Live>| {
+            domain.is_none_or(|domain| Arc::ptr_eq(domain, &session.domain))
+                && who.may_see(&session.domain)
+        };
+        let page = |sessions: &BTreeMap<_, Arc<Live>>| {
+            let sessions = sessions.values().filter(behind).filter(wanted);
+            sessions.take(max).cloned().collect::<Vec<_>>()
+        };
+        let mut sessions = page(&tables.sessions);
+        sessions.extend(page(&tables.ghosts));
+        sessions.sort_by_key(|session| session.id);
+        sessions.truncate(max);
+        sessions
     }
 
     /// The session that a token and a peer belong to.
@@ -347,6 +401,15 @@ impl Registry {
             coherent: totals.coherent + usage.coherent,
             direct: totals.direct + usage.direct,
             memories: totals.memories + usage.memories,
+            invalidating: totals.invalidating + usage.invalidating,
+            quarantined: Quarantined {
+                mappings: totals.quarantined.mappings + usage.quarantined.mappings,
+                bytes: totals
+                    .quarantined
+                    .bytes
+                    .saturating_add(usage.quarantined.bytes),
+            },
+            fenced: totals.fenced + usage.fenced,
             ..totals
         };
         let start = Totals {
@@ -354,6 +417,7 @@ impl Registry {
             sessions,
             region_bytes: self.budget.used_bytes(),
             region_budget_bytes: self.budget.limit_bytes(),
+            watchers: self.watchers.count(),
             ..Totals::default()
         };
         domains
@@ -374,6 +438,13 @@ impl Registry {
 }
 
 impl Tables {
+    /// A session has ended, and may still reach something.
+    fn haunt(&mut self, id: SessionId) -> Option<Arc<Live>> {
+        let live = self.sessions.remove(&id)?;
+        self.ghosts.insert(id, Arc::clone(&live));
+        Some(live)
+    }
+
     fn check_room(&self, owner_uid: u32, id: &DomainId) -> Result<(), CreateError> {
         if self.domains.contains_key(id) {
             return Err(CreateError::Exists { id: id.clone() });
@@ -427,6 +498,9 @@ impl From<AdmitError> for Refusal {
         match error {
             AdmitError::Join(join) => join.into(),
             AdmitError::Randomness(_) => Refusal::of(Code::Internal, ErrorReason::Bug, &error),
+            AdmitError::Page(_) => {
+                Refusal::of(Code::ResourceExhausted, ErrorReason::NoMemory, &error)
+            }
         }
     }
 }

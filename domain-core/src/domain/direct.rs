@@ -335,6 +335,7 @@ impl State {
         }
         if !entries.is_empty() {
             self.direct_generation = self.iotlb.generation();
+            self.committed(entries, &[], &[]);
         }
         Ok(())
     }
@@ -451,7 +452,9 @@ impl State {
             self.count_direct(entry.target.region, -1);
         }
         self.direct_generation = generation;
-        self.without_entries(&removed)
+        let closed = self.without_entries(&removed);
+        self.committed(&[], &removed, &closed);
+        closed
     }
 
     /// Where removed entries were, neighbours that continue one another in one.
@@ -657,6 +660,7 @@ impl State {
                 left.iter().for_each(|place| self.space.take(*place));
             }
             let closed = self.without_entries(&replaced.removed);
+            self.committed(&replaced.added, &replaced.removed, &closed);
             self.ask_readers(&closed, actor.session());
         }
         if is_large {

@@ -66,6 +66,8 @@ pub(super) struct Limbo {
     places: BTreeMap<Iova, Place>,
     /// Granules in here, those that are being zeroed included.
     granules: usize,
+    /// Their bytes.
+    bytes: u64,
 }
 
 /// What is held back because of one ghost.
@@ -80,8 +82,9 @@ impl Limbo {
     pub(super) fn push(&mut self, retired: Retired) {
         let last = self.waiting.back().map_or(0, |last| last.removed);
         assert!(last <= retired.removed, "what is removed later is newer");
-        if let What::Granules { .. } = retired.what {
+        if let What::Granules { bytes, .. } = retired.what {
             self.granules += 1;
+            self.bytes += bytes;
         }
         self.waiting.push_back(retired);
     }
@@ -160,13 +163,14 @@ impl Limbo {
     }
 
     /// Granules of one mapping have left.
-    pub(super) fn granules_left(&mut self) {
+    pub(super) fn granules_left(&mut self, bytes: u64) {
         self.granules -= 1;
+        self.bytes -= bytes;
     }
 
-    /// Is something of that generation being zeroed?
+    /// Is something of that generation, or an older one, being zeroed?
     pub(super) fn is_sweeping(&self, removed: u64) -> bool {
-        self.sweeping.contains_key(&removed)
+        self.sweeping.range(..=removed).next().is_some()
     }
 
     /// Does an acknowledgment free granules?
@@ -199,6 +203,11 @@ impl Limbo {
 
     pub(super) fn has_places(&self) -> bool {
         !self.places.is_empty()
+    }
+
+    /// Bytes of apertures in here.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Mappings in apertures whose granules are in here.

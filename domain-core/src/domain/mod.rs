@@ -9,6 +9,7 @@
 
 mod direct;
 mod limbo;
+mod log;
 mod readers;
 mod state;
 #[cfg(test)]
@@ -16,10 +17,13 @@ mod tests;
 mod transit;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::direct::{Behind, ResetError, Translated, TranslationError};
 use self::limbo::Limbo;
+use self::log::ChangeLog;
+pub use self::log::{Change, Listener, Lost};
 use self::readers::Readers;
 use self::state::{DrainJob, State, Sweep};
 use self::transit::{Draining, Reservation, Syncing};
@@ -31,7 +35,7 @@ use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentE
 use crate::iotlb::{Allowance, Iotlb, RegionId, RegionWords, Walker};
 use crate::layout::{ApertureKind, Layout};
 use crate::limits::{Quota, QuotaExceeded, Quotas, TABLE_BYTES_PER_DOMAIN};
-use crate::mapping::{MappingFilter, MappingId, MappingView};
+use crate::mapping::{MappingFilter, MappingId, MappingView, Phase};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
 use crate::region::{ClientMemory, Grant, RegionError};
 use crate::session::{
@@ -237,6 +241,8 @@ impl Domain {
                 next_memory: 1,
                 readers: Readers::default(),
                 limbo: Limbo::default(),
+                log: None,
+                listener: None,
             }),
         })
     }
@@ -331,6 +337,7 @@ impl Domain {
         if !twice {
             state.sessions.insert(session, Attached::new(role));
             state.readers.join(session, generation, account, reader);
+            state.tell();
         }
         drop(state);
         // Outside the lock: a slip of the caller's must not fail the domain.
@@ -644,6 +651,7 @@ impl Domain {
     fn settle(&self, mut state: MutexGuard<'_, State>, freed: Vec<Sweep>) {
         let mut sweeps = freed;
         sweeps.extend(state.sweep());
+        state.tell();
         if sweeps.is_empty() {
             return;
         }
@@ -653,6 +661,7 @@ impl Domain {
         }
         if let Ok(mut state) = self.state.lock() {
             state.swept(&sweeps);
+            state.tell();
         }
     }
 
@@ -751,6 +760,32 @@ impl Domain {
         self.look().readers.owed(session)
     }
 
+    /// Number of the IOTLB's state.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.look().iotlb.generation()
+    }
+
+    /// May an acknowledgment free so much that zeroing it takes long?
+    #[must_use]
+    pub fn awaits_much(&self) -> bool {
+        const MUCH_BYTES: u64 = 1 << 20;
+        self.look().limbo.waiting_bytes() > MUCH_BYTES
+    }
+
+    /// Has this session ended, and may it still reach something?
+    #[must_use]
+    pub fn is_fenced(&self, session: SessionId) -> bool {
+        self.look().readers.is_ghost(session)
+    }
+
+    /// Is this session attached, or may it still reach something?
+    #[must_use]
+    pub fn is_known(&self, session: SessionId) -> bool {
+        let state = self.look();
+        state.sessions.contains_key(&session) || state.readers.is_ghost(session)
+    }
+
     /// How far a removal has come.
     #[must_use]
     pub fn progress(&self, removal: Removal) -> Progress {
@@ -813,6 +848,15 @@ impl Domain {
         standings
     }
 
+    /// How one session stands; `None` if it is not known.
+    #[must_use]
+    pub fn standing(&self, session: SessionId) -> Option<Standing> {
+        let standings = self.standings();
+        standings
+            .into_iter()
+            .find(|standing| standing.session == session)
+    }
+
     /// A reader of the page table, for any thread of this process. What it finds
     /// is true at that moment; nobody waits for it.
     #[must_use]
@@ -820,12 +864,28 @@ impl Domain {
         self.look().iotlb.walker()
     }
 
-    /// Opens the page table once more, read-only, for one session.
+    /// Opens the page table once more, read-only, for one session; under a mark
+    /// that [`Domain::is_granted`] asks for.
     ///
     /// # Errors
-    /// [`RegionError::Reopen`].
-    pub fn grant_table(&self) -> Result<Grant, RegionError> {
-        self.look().iotlb.words().grant()
+    /// [`RegionError`].
+    pub fn grant_table(&self, mark: u64) -> Result<Grant, RegionError> {
+        self.look().iotlb.words().grant_marked(mark)
+    }
+
+    /// Is a file of this domain's memory that was granted under this mark still
+    /// open or mapped anywhere: in a process, in its children, on its way through
+    /// a socket? Whoever holds one can say that it is not; see SECURITY.md.
+    ///
+    /// # Errors
+    /// The kernel's, for instance where it has no such locks.
+    pub fn is_granted(&self, mark: u64) -> io::Result<bool> {
+        for aperture in self.bounce.iter().chain(&self.coherent) {
+            if aperture.is_granted(mark)? {
+                return Ok(true);
+            }
+        }
+        self.look().iotlb.words().is_granted(mark)
     }
 
     /// Bytes of the page table that a session maps.
@@ -867,6 +927,46 @@ pub enum OpenError {
     Denied(#[from] Denied),
     #[error("nothing leads to {region}")]
     NoSuchRegion { region: RegionId },
+}
+
+/// Watching.
+impl Domain {
+    /// Who is told of every change from now on, in place of whoever was before.
+    pub fn listen(&self, listener: Arc<dyn Listener>) {
+        self.look().listener = Some(listener);
+    }
+
+    /// From now on changes are remembered for a while. Answers the present
+    /// generation.
+    pub fn watch(&self) -> u64 {
+        let mut state = self.look();
+        let generation = state.iotlb.generation();
+        let new = || ChangeLog::starting_at(generation);
+        state.log.get_or_insert_with(new);
+        generation
+    }
+
+    /// At most `max` of the changes behind the state `after`, in order; none if
+    /// that is the present one.
+    ///
+    /// # Errors
+    /// [`Lost`] if the first of them is not known any more.
+    pub fn changes(&self, after: u64, max: usize) -> Result<Vec<Arc<Change>>, Lost> {
+        let state = self.look();
+        let generation = state.iotlb.generation();
+        let log = state.log.as_ref().ok_or(Lost { generation })?;
+        log.since(after, max)
+    }
+
+    /// At most `max` visible mappings that start at `from` or above, by address,
+    /// and the generation in which they are.
+    #[must_use]
+    pub fn visible(&self, from: Iova, max: usize) -> (Vec<MappingView>, u64) {
+        let state = self.look();
+        let views = state.views(self.layout.apertures(), self.granule_of(from), from);
+        let visible = views.filter(|view| view.phase == Phase::Live);
+        (visible.take(max).collect(), state.iotlb.generation())
+    }
 }
 
 /// What everybody may ask.
@@ -913,23 +1013,14 @@ impl Domain {
     /// At most `max` mappings that start at `from` or above, by address.
     #[must_use]
     pub fn mappings(&self, filter: MappingFilter, from: Iova, max: usize) -> Vec<MappingView> {
-        // Records stand under their first granule, which may begin before they do.
-        let granule = Iova::new(from.get() - self.layout.granule().offset_in(from.get()));
-        let apertures = self.layout.apertures();
         let state = self.lock();
-        let held = state.held.range(granule..).map(|(_, held)| held.view());
-        // Nothing direct lies between two that are held: these come all before
-        // or all behind.
-        let is_below = |view: &MappingView| apertures.is_none_or(|there| view.visible < there);
-        let direct = || state.direct_views(from);
-        let below = direct().take_while(is_below);
-        let above = direct().skip_while(is_below);
-        below
-            .chain(held)
-            .chain(above)
-            .filter(|view| view.visible.start() >= from && filter.admits(view))
-            .take(max)
-            .collect()
+        let views = state.views(self.layout.apertures(), self.granule_of(from), from);
+        views.filter(|view| filter.admits(view)).take(max).collect()
+    }
+
+    /// Records stand under their first granule, which may begin before they do.
+    fn granule_of(&self, iova: Iova) -> Iova {
+        Iova::new(iova.get() - self.layout.granule().offset_in(iova.get()))
     }
 
     /// At most `max` registered memories from `from` on, by id.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::limbo::{Limbo, Retired, What};
+use super::log::{Change, ChangeLog, Listener};
 use super::readers::{Reach, Readers};
 use super::{Occupancy, Scrub, Usage};
 use crate::addr::{Iova, IovaRange};
@@ -52,6 +53,10 @@ pub(super) struct State {
     pub(super) readers: Readers,
     /// What is removed and not acknowledged.
     pub(super) limbo: Limbo,
+    /// What has changed of late, once somebody has asked.
+    pub(super) log: Option<ChangeLog>,
+    /// Who is told of every change.
+    pub(super) listener: Option<Arc<dyn Listener>>,
 }
 
 /// Granules to overwrite, and then to free.
@@ -504,6 +509,7 @@ impl State {
         let since = self.iotlb.generation();
         let held = self.held_mut(at);
         (held.phase, held.since) = (Phase::Live, since);
+        self.committed(&[entry], &[], &[]);
         Ok(())
     }
 
@@ -601,6 +607,67 @@ impl State {
         for at in keys {
             self.held_mut(*at).phase = Phase::Draining;
         }
+        if !hidden.is_empty() {
+            self.committed(&[], &hidden, &[]);
+        }
+    }
+
+    /// The IOTLB has a new generation, and everything else is in step with it.
+    pub(super) fn committed(&mut self, added: &[Entry], removed: &[Entry], closed: &[MemoryId]) {
+        if let Some(mut log) = self.log.take() {
+            self.note(&mut log, added, removed, closed);
+            self.log = Some(log);
+        }
+        self.tell();
+    }
+
+    fn note(&self, log: &mut ChangeLog, added: &[Entry], removed: &[Entry], closed: &[MemoryId]) {
+        let generation = self.iotlb.generation();
+        if !ChangeLog::fits(added.len() + removed.len() + closed.len()) {
+            return log.pass_over(generation);
+        }
+        let region = |memory: &MemoryId| self.memories[memory].region;
+        log.push(Change {
+            generation,
+            added: added.iter().map(|entry| self.view_of(entry)).collect(),
+            removed: removed.iter().map(|entry| entry.range).collect(),
+            closed: closed.iter().map(region).collect(),
+        });
+    }
+
+    /// Something has changed: what is visible, who is there, or what is held back.
+    pub(super) fn tell(&self) {
+        if let Some(listener) = &self.listener {
+            listener.changed();
+        }
+    }
+
+    /// All mappings that start at `from` or above, by address, those that wait to
+    /// be free included.
+    pub(super) fn views(
+        &self,
+        apertures: Option<IovaRange>,
+        granule: Iova,
+        from: Iova,
+    ) -> impl Iterator<Item = MappingView> {
+        let held = self.held.range(granule..).map(|(_, held)| held.view());
+        // Nothing direct lies between two that are held: these come all before
+        // or all behind.
+        let is_below = move |view: &MappingView| apertures.is_none_or(|there| view.visible < there);
+        let below = self.direct_views(from).take_while(is_below);
+        let above = self.direct_views(from).skip_while(is_below);
+        let all = below.chain(held).chain(above);
+        all.filter(move |view| view.visible.start() >= from)
+    }
+
+    /// What an entry of the IOTLB looks like to others.
+    fn view_of(&self, entry: &Entry) -> MappingView {
+        if entry.target.region.slot().is_some() {
+            return self.direct_view(entry);
+        }
+        let below = self.held.range(..=entry.range.start()).next_back();
+        let (_, held) = below.expect("what is visible in an aperture is held");
+        held.view()
     }
 
     /// The end of mappings that others brought about. Hides those that are live;
@@ -731,7 +798,8 @@ impl State {
     }
 
     fn release_retired(&mut self, at: Iova) {
-        self.limbo.granules_left();
+        let bytes = self.held[&at].granules.len_bytes();
+        self.limbo.granules_left(bytes.unwrap_or(u64::MAX));
         // It keeps nothing of a client any more, and may be dropped here.
         drop(self.release(at));
     }

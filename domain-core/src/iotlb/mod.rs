@@ -35,7 +35,7 @@ use std::sync::Arc;
 pub use self::direct::{BuildError, DirectTable, Replaced};
 pub use self::entry::{Entry, Overlap, Piece, RegionId, Target, TranslateError};
 pub use self::nodes::{NoRoom, TableUsage};
-pub use self::page::{PageError, PageRegion, SessionPage};
+pub use self::page::{BYTES as SESSION_PAGE_BYTES, PageError, PageRegion, SessionPage};
 pub use self::walker::{HeaderError, Hit, Walker};
 pub use self::words::{
     Allowance, HeapWords, LoadWord, NoMemory, RegionWords, WordSink, WordSource, Words,

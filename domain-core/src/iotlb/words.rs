@@ -1,6 +1,7 @@
 //! The memory that a page table is written into.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -129,6 +130,23 @@ impl RegionWords {
     /// [`RegionError::Reopen`], without `/proc` or without a free descriptor.
     pub fn grant(&self) -> Result<Grant, RegionError> {
         self.region.grant()
+    }
+
+    /// As [`grant`](RegionWords::grant), under a mark that
+    /// [`RegionWords::is_granted`] asks for.
+    ///
+    /// # Errors
+    /// [`RegionError`].
+    pub fn grant_marked(&self, mark: u64) -> Result<Grant, RegionError> {
+        self.region.grant_marked(mark)
+    }
+
+    /// Does anybody still hold a grant of this mark?
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn is_granted(&self, mark: u64) -> io::Result<bool> {
+        self.region.is_marked(mark)
     }
 
     /// Bytes that a reader maps.

@@ -51,6 +51,8 @@ impl Backing {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the docs
 pub enum RegionError {
+    #[error("mark a region's description")]
+    Mark(#[source] io::Error),
     #[error("a memfd's name has no NUL and at most {NAME_BYTES_MAX} bytes (this has {bytes})")]
     BadName { bytes: usize },
     #[error("length {len} is not a positive multiple of {unit} bytes")]

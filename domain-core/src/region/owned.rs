@@ -7,6 +7,7 @@ use memfd::{FileSeal, Memfd};
 use rustix::fs::{Mode, OFlags, fstat, open};
 
 use super::mapping::SharedMemory;
+use super::mark;
 use super::memfd::{Backing, RegionError, allocated, seal};
 use super::pieces::Access;
 
@@ -80,6 +81,27 @@ impl Region {
     /// [`RegionError::Reopen`], without `/proc` or without a free descriptor.
     pub fn grant(&self, access: Access) -> Result<Grant, RegionError> {
         reopen(&self.memfd, access)
+    }
+
+    /// As [`grant`](Region::grant), with a mark on it that [`Region::is_marked`] sees as long as
+    /// anybody holds the grant, or has mapped it.
+    ///
+    /// # Errors
+    ///
+    /// [`RegionError::Reopen`]; [`RegionError::Mark`] when the kernel has no such locks.
+    pub fn grant_marked(&self, access: Access, mark: u64) -> Result<Grant, RegionError> {
+        let grant = self.grant(access)?;
+        mark::set(&grant, mark).map_err(RegionError::Mark)?;
+        Ok(grant)
+    }
+
+    /// Does anybody still hold a grant with this mark?
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn is_marked(&self, mark: u64) -> io::Result<bool> {
+        mark::is_set(self.memfd.as_file(), mark)
     }
 
     /// The daemon's own mapping of all of it, read-write.

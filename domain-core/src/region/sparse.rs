@@ -1,11 +1,13 @@
 //! Memory that the daemon alone writes, and that gets its pages as it is filled.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memfd::{FileSeal, Memfd};
 use std::os::fd::AsFd;
 
 use super::mapping::{SharedMemory, SharedWords};
+use super::mark;
 use super::memfd::{Backing, RegionError, allocate, seal, sized};
 use super::owned::{Grant, reopen};
 use super::pieces::Access;
@@ -82,6 +84,26 @@ impl SparseRegion {
     /// [`RegionError::Reopen`], without `/proc` or without a free descriptor.
     pub fn grant(&self) -> Result<Grant, RegionError> {
         reopen(&self.memfd, Access::ReadOnly)
+    }
+
+    /// As [`Region::grant_marked`](super::Region::grant_marked).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn grant_marked(&self, mark: u64) -> Result<Grant, RegionError> {
+        let grant = self.grant()?;
+        mark::set(&grant, mark).map_err(RegionError::Mark)?;
+        Ok(grant)
+    }
+
+    /// Does anybody still hold a grant with this mark?
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn is_marked(&self, mark: u64) -> io::Result<bool> {
+        mark::is_set(self.memfd.as_file(), mark)
     }
 
     /// The daemon's own mapping of it.

@@ -63,6 +63,11 @@ impl AdminService for Admin {
             threads: count(proc::threads()),
             direct_mappings: totals.direct as u64,
             poison: self.identity.poison,
+            invalidating_mappings: totals.invalidating as u64,
+            quarantined_mappings: totals.quarantined.mappings as u64,
+            quarantined_bytes: totals.quarantined.bytes,
+            fenced_sessions: count(totals.fenced),
+            watchers: count(totals.watchers),
         }))
     }
 }

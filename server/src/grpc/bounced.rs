@@ -10,14 +10,14 @@ use super::batch::{self, copying};
 use super::caller::Agent;
 use crate::live::Live;
 
-pub(super) fn map(session: &Live, request: v1::MapRequest) -> Result<v1::MapResponse, Refusal> {
+pub(super) fn map(session: &Live, request: &v1::MapRequest) -> Result<v1::MapResponse, Refusal> {
     let v1::MapRequest {
         entries, partial, ..
     } = request;
     let bytes = total(entries.iter().map(|entry| entry.len_bytes));
     let results = copying(bytes, || {
         let core = &session.domain.core;
-        batch::run(&entries, partial, convert::map_spec, |specs, mode| {
+        batch::run(entries, *partial, convert::map_spec, |specs, mode| {
             core.map(session.id, specs, mode)
         })
     })?;

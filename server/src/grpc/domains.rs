@@ -1,21 +1,26 @@
 //! `DomainService`.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use domain_core::domain::Close;
+use domain_core::session::SessionId;
 use domaind_proto::convert;
 use domaind_proto::names::DomainId;
 use domaind_proto::v1::domain_service_server::DomainService;
 use domaind_proto::v1::{self, Refusal};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::batch::yielding;
 use super::caller::principal;
 use super::page;
+use super::watch::{Events, Watcher};
 use crate::config::Policy;
 use crate::hosted::{Hosted, planned};
 use crate::offload::off_worker;
 use crate::registry::{Missing, Plan, Principal, Registry};
+use crate::settle;
 
 const PAGE: usize = 100;
 const PAGE_MOST: usize = 1000;
@@ -24,6 +29,10 @@ const PAGE_MOST: usize = 1000;
 pub(crate) struct Domains {
     pub(crate) registry: Arc<Registry>,
     pub(crate) policy: Policy,
+    /// How long a session may take to let go of a domain that is deleted.
+    pub(crate) ack_timeout: Duration,
+    /// Called when the daemon stops: what would go on for ever ends then.
+    pub(crate) stop: CancellationToken,
 }
 
 #[tonic::async_trait]
@@ -51,15 +60,18 @@ impl DomainService for Domains {
         Ok(Response::new(off_worker(|| turn.take(create)).await??))
     }
 
-    type WatchDomainStream = std::pin::Pin<
-        Box<dyn tokio_stream::Stream<Item = Result<v1::WatchDomainResponse, Status>> + Send>,
-    >;
+    type WatchDomainStream = Events;
 
     async fn watch_domain(
         &self,
-        _request: Request<v1::WatchDomainRequest>,
-    ) -> Result<Response<Self::WatchDomainStream>, Status> {
-        Err(Status::unimplemented("not yet"))
+        request: Request<v1::WatchDomainRequest>,
+    ) -> Result<Response<Events>, Status> {
+        let who = principal(&request, &self.policy)?;
+        let v1::WatchDomainRequest { name, generation } = request.into_inner();
+        let domain = self.find(who, &name)?;
+        let watching = self.registry.watchers.enter(who)?;
+        let watcher = Watcher::new(&domain, generation, watching, self.stop.clone());
+        Ok(Response::new(watcher.events()))
     }
 
     async fn get_domain(
@@ -118,8 +130,14 @@ impl DomainService for Domains {
         let request = request.into_inner();
         let turn = self.registry.users.turn(who, &request).await?;
         let registry = Arc::clone(&self.registry);
-        let delete = move || delete(&registry, who, &request);
-        Ok(Response::new(off_worker(|| turn.take(delete)).await??))
+        let ended = Arc::new(OnceLock::new());
+        let note = Arc::clone(&ended);
+        let delete = move || delete(&registry, who, &request, &note);
+        let deleted = off_worker(|| turn.take(delete)).await??;
+        if let Some((domain, sessions)) = ended.get() {
+            settle::gone(domain, sessions, self.ack_timeout).await?;
+        }
+        Ok(Response::new(deleted))
     }
 }
 
@@ -147,6 +165,7 @@ fn delete(
     registry: &Registry,
     who: Principal,
     request: &v1::DeleteDomainRequest,
+    ended: &OnceLock<(Arc<Hosted>, Vec<SessionId>)>,
 ) -> Result<v1::DeleteDomainResponse, Refusal> {
     let id = DomainId::parse(&request.name)?;
     let domain = match registry.domain(who, &id) {
@@ -160,11 +179,11 @@ fn delete(
     } else {
         Close::IfUnused
     };
-    let ended = registry.delete(&domain, how)?;
-    tracing::info!(domain = %id, ended_sessions = ended, "deleted");
-    Ok(v1::DeleteDomainResponse {
-        ended_sessions: convert::count(ended),
-    })
+    let sessions = registry.delete(&domain, how)?;
+    let ended_sessions = convert::count(sessions.len());
+    tracing::info!(domain = %id, ended_sessions, "deleted");
+    let _ = ended.set((domain, sessions));
+    Ok(v1::DeleteDomainResponse { ended_sessions })
 }
 
 fn plan(request: &v1::CreateDomainRequest) -> Result<Plan, Refusal> {

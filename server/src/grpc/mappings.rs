@@ -4,19 +4,22 @@
 
 use std::sync::Arc;
 
+use domain_core::direct::Actor;
 use domaind_proto::v1::mapping_service_server::MappingService;
-use domaind_proto::v1::{self, Refusal};
+use domaind_proto::v1::{self, ErrorReason, Refusal};
 use domaind_proto::{Message, convert};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::{Agent, session};
 use super::{bounced, direct, table, translation};
 use crate::config::Policy;
+use crate::hosted::Hosted;
 use crate::live::Live;
 use crate::offload::off_worker;
 use crate::queue::{Queue, Queued};
 use crate::registry::Registry;
 use crate::replay::{Repeatable, Turn};
+use crate::settle;
 
 #[derive(Debug)]
 pub(crate) struct Mappings {
@@ -38,7 +41,7 @@ type Answered<R> = Result<Response<R>, Status>;
 impl MappingService for Mappings {
     async fn map(&self, request: Request<v1::MapRequest>) -> Answered<v1::MapResponse> {
         let (session, request, turn) = self.for_session(request).await?;
-        answer(turn.take(|| bounced::map(&session, request)))
+        finding_room(&session, &request, turn, bounced::map).await
     }
 
     async fn unmap(&self, request: Request<v1::UnmapRequest>) -> Answered<v1::UnmapResponse> {
@@ -56,7 +59,7 @@ impl MappingService for Mappings {
         request: Request<v1::AllocCoherentRequest>,
     ) -> Answered<v1::AllocCoherentResponse> {
         let (session, request, turn) = self.for_session(request).await?;
-        answer(turn.take(|| bounced::alloc_coherent(&session, &request)))
+        finding_room(&session, &request, turn, bounced::alloc_coherent).await
     }
 
     async fn free_coherent(
@@ -64,7 +67,9 @@ impl MappingService for Mappings {
         request: Request<v1::FreeCoherentRequest>,
     ) -> Answered<v1::FreeCoherentResponse> {
         let (session, request, turn) = self.for_session(request).await?;
-        answer(turn.take(|| bounced::free_coherent(&session, &request)))
+        let freed = turn.take(|| bounced::free_coherent(&session, &request))?;
+        settle::acknowledged(&session.domain, freed.generation).await?;
+        answer(Ok(freed))
     }
 
     async fn map_direct(
@@ -80,14 +85,20 @@ impl MappingService for Mappings {
         request: Request<v1::UnmapDirectRequest>,
     ) -> Answered<v1::UnmapDirectResponse> {
         let agent = self.agent(&request)?;
-        self.large(agent, request.into_inner(), direct::unmap).await
+        let domain = agent.domain(&request.get_ref().domain);
+        let removed = self
+            .large(agent, request.into_inner(), direct::unmap)
+            .await?;
+        settled(domain, removed, |removed| removed.generation).await
     }
 
     async fn set_map(&self, request: Request<v1::SetMapRequest>) -> Answered<v1::SetMapResponse> {
         let agent = self.agent(&request)?;
         // What decoded into much more than it was does not wait.
         convert::table_size(request.get_ref().entries.len()).map_err(Refusal::from)?;
-        self.large(agent, request.into_inner(), direct::set).await
+        let domain = agent.domain(&request.get_ref().domain);
+        let set = self.large(agent, request.into_inner(), direct::set).await?;
+        settled(domain, set, |set| set.generation).await
     }
 
     async fn stream_set_map(
@@ -104,11 +115,17 @@ impl MappingService for Mappings {
         let (table, place) = table::receive(request.into_inner(), quota, queued).await?;
         let id = table.header.request_id.clone();
         let turn = agent.turn_of(&id, || table.fingerprint).await?;
-        aside(large, turn, move || {
+        let domain = agent.domain(&table.header.domain);
+        let set = aside(large, turn, move || {
             let _place = place;
             direct::set_streamed(&agent, &table)
         })
-        .await
+        .await?;
+        let generation = |set: &v1::StreamSetMapResponse| {
+            let outcome = set.outcome.as_ref();
+            outcome.map_or(0, |outcome| outcome.generation)
+        };
+        settled(domain, set, generation).await
     }
 
     async fn clear_map(
@@ -116,7 +133,11 @@ impl MappingService for Mappings {
         request: Request<v1::ClearMapRequest>,
     ) -> Answered<v1::ClearMapResponse> {
         let agent = self.agent(&request)?;
-        self.large(agent, request.into_inner(), direct::clear).await
+        let domain = agent.domain(&request.get_ref().domain);
+        let removed = self
+            .large(agent, request.into_inner(), direct::clear)
+            .await?;
+        settled(domain, removed, |removed| removed.generation).await
     }
 
     async fn reset_bounce(
@@ -124,8 +145,11 @@ impl MappingService for Mappings {
         request: Request<v1::ResetBounceRequest>,
     ) -> Answered<v1::ResetBounceResponse> {
         let agent = self.agent(&request)?;
-        self.large(agent, request.into_inner(), bounced::reset)
-            .await
+        let domain = agent.domain(&request.get_ref().domain);
+        let reset = self
+            .large(agent, request.into_inner(), bounced::reset)
+            .await?;
+        settled(domain, reset, |reset| reset.generation).await
     }
 
     async fn translate(
@@ -193,6 +217,43 @@ impl Mappings {
 
 fn answer<R>(done: Result<R, Refusal>) -> Answered<R> {
     Ok(Response::new(done?))
+}
+
+/// Gives the answer to a removal when nobody can still use what it removed. One
+/// that is given again because the request was repeated waits as well.
+async fn settled<R>(
+    domain: Result<(Arc<Hosted>, Actor), Refusal>,
+    answered: Response<R>,
+    generation: impl Fn(&R) -> u64,
+) -> Answered<R> {
+    // It is not there any more for one that is repeated after a delete.
+    if let Ok((domain, _)) = domain {
+        settle::acknowledged(&domain, generation(answered.get_ref())).await?;
+    }
+    Ok(answered)
+}
+
+/// Maps or allocates; if there is no room, once more when what was removed is
+/// acknowledged.
+async fn finding_room<Q: Repeatable, R: Message + Default>(
+    session: &Arc<Live>,
+    request: &Q,
+    turn: Turn,
+    work: impl Fn(&Live, &Q) -> Result<R, Refusal>,
+) -> Answered<R> {
+    let first = turn.take(|| work(session, request));
+    let is_full = |refusal: &Refusal| refusal.reason() == ErrorReason::NoSpace;
+    let awaited = match first.as_ref().is_err_and(is_full) {
+        true => session.domain.core.awaits_iovas(),
+        false => None,
+    };
+    let Some(removal) = awaited else {
+        return answer(first);
+    };
+    // Whatever came of it: there is more room, or there is not.
+    let _ = settle::acknowledged(&session.domain, removal.generation).await;
+    let turn = session.answers.turn(request).await?;
+    answer(turn.take(|| work(session, request)))
 }
 
 /// What takes as long as a table is large or an aperture is long happens on a

@@ -20,6 +20,7 @@ mod page;
 mod sessions;
 mod table;
 mod translation;
+mod watch;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +75,8 @@ const ACCEPTED_AHEAD: usize = 16;
 pub(crate) struct Services {
     pub(crate) registry: Arc<Registry>,
     pub(crate) policy: Policy,
+    /// How long a session may owe an acknowledgment.
+    pub(crate) ack_timeout: Duration,
     pub(crate) queues: Queues,
     pub(crate) identity: Arc<Identity>,
     pub(crate) health: HealthReporter,
@@ -99,7 +102,7 @@ pub(crate) async fn serve(
         .layer(layers::trace())
         .layer(layers::contain_panics())
         .layer(DeadlineLayer { limit: CALL_LIMIT })
-        .add_routes(routes(services, door))
+        .add_routes(routes(services, door, stop.clone()))
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), stop.cancelled_owned())
         .await
 }
@@ -122,10 +125,11 @@ fn limited_server() -> Server {
 }
 
 /// What is to be had behind a door.
-fn routes(services: Services, door: Door) -> tonic::service::Routes {
+fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::service::Routes {
     let Services {
         registry,
         policy,
+        ack_timeout,
         queues,
         identity,
         health,
@@ -135,6 +139,8 @@ fn routes(services: Services, door: Door) -> tonic::service::Routes {
         DomainServiceServer::new(Domains {
             registry: Arc::clone(&registry),
             policy,
+            ack_timeout,
+            stop,
         })
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES),
