@@ -87,6 +87,9 @@ pub(crate) enum Command {
     /// Show all that is known of a domain or session
     #[command(subcommand)]
     Describe(Describe),
+    /// Print what changes in a domain, as it happens
+    #[command(subcommand)]
+    Watch(Watch),
     /// Change a domain
     #[command(subcommand)]
     Update(Update),
@@ -363,6 +366,30 @@ pub(crate) enum Describe {
         #[arg(value_name = "SESSION", required = true, value_parser = session_id)]
         sessions: Vec<SessionId>,
     },
+}
+
+/// What can be watched.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Watch {
+    /// Print what is mapped in a domain, and then every change of it
+    ///
+    /// Until it is interrupted, nobody reads any more, or the domain is deleted.
+    /// At the left: = was there, + is new, - is gone, resync (changes were
+    /// missed, all that is there follows), status (sessions, and what is held
+    /// back because of them). -o json prints one object a line.
+    #[command(aliases = ["domains", "dom"])]
+    Domain(WatchDomain),
+}
+
+/// Which domain to watch, and from when on.
+#[derive(Debug, Args)]
+pub(crate) struct WatchDomain {
+    /// Which
+    #[arg(value_parser = domain_id)]
+    pub(crate) name: DomainId,
+    /// Only what has come after this generation, if that is still known
+    #[arg(long, value_name = "N")]
+    pub(crate) generation: Option<u64>,
 }
 
 /// What can be changed.
@@ -816,6 +843,7 @@ mod tests {
             parse(&format!("describe {word} d0")).unwrap();
             parse(&format!("delete {word} d0 d1")).unwrap();
             parse(&format!("update {word} d0 --scrub on-map")).unwrap();
+            parse(&format!("watch {word} d0 --generation 7")).unwrap();
         }
         for word in ["session", "sessions", "sess"] {
             parse(&format!("get {word} --domain d0")).unwrap();
@@ -958,6 +986,10 @@ mod tests {
             "create domain d0 --reserve domains/d1/mappings/0x1000-0x1fff",
             "delete domain",
             "describe domain",
+            "watch",
+            "watch domain",
+            "watch domain d0 d1",
+            "watch domain d0 --generation -1",
             "get sessions 7 --domain d0",
             "completion tcsh",
         ] {

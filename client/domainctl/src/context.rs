@@ -128,6 +128,17 @@ impl Context {
         self.out.finish().map_err(lost_output)
     }
 
+    /// Is there still somebody who reads what is printed?
+    pub(crate) fn has_reader(&self) -> bool {
+        !self.out.is_closed()
+    }
+
+    /// As tables, with their headers?
+    pub(crate) fn wants_headers(&self) -> bool {
+        let style = Style::of(&self.global);
+        style.headers && matches!(style.format, Format::Table | Format::Wide)
+    }
+
     fn runtime_dir(&self) -> Result<RuntimeDir, Failure> {
         RuntimeDir::resolve(self.global.runtime_dir.as_deref())
             .map_err(|error| Failure::of(Exit::Usage, &error))

@@ -19,6 +19,7 @@ mod translate;
 mod unmap;
 mod update;
 mod version;
+mod watch;
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -50,6 +51,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failu
         Command::Create(what) => create::run(what, context).await,
         Command::Get(what) => get::run(what, context).await,
         Command::Describe(what) => describe::run(what, context).await,
+        Command::Watch(what) => watch::run(what, context).await,
         Command::Update(what) => update::run(what, context).await,
         Command::Delete(what) => delete::run(what, context).await,
         Command::Evict(args) => evict::run(args, context).await,

@@ -34,6 +34,10 @@ impl Row for v1::Domain {
                 "TABLE",
                 "RESERVED",
                 "ALLOWED",
+                "INVALIDATING",
+                "QUARANTINED",
+                "QUARANTINED-BYTES",
+                "FENCED",
             ]);
         }
         headers
@@ -64,6 +68,10 @@ impl Row for v1::Domain {
                 human(usage.table_bytes),
                 some_ranges(&self.reserved),
                 some_ranges(&self.allowed),
+                usage.invalidating_mappings.to_string(),
+                usage.quarantined_mappings.to_string(),
+                human(usage.quarantined_bytes),
+                usage.fenced_sessions.to_string(),
             ]);
         }
         cells
@@ -97,6 +105,7 @@ impl View for DomainSheet {
         apertures(&mut sheet, &self.domain);
         direct(&mut sheet, &self.domain);
         quotas(&mut sheet, &self.domain);
+        held_back(&mut sheet, &self.domain.usage.unwrap_or_default());
         if self.sessions.is_empty() {
             sheet.value("Sessions", "none");
         } else {
@@ -204,6 +213,16 @@ fn quotas(sheet: &mut Sheet, domain: &v1::Domain) {
         );
 }
 
+/// What was removed and cannot be used again yet.
+fn held_back(sheet: &mut Sheet, usage: &v1::DomainUsage) {
+    sheet
+        .title("Held back")
+        .under("Invalidating", usage.invalidating_mappings)
+        .under("Quarantined", usage.quarantined_mappings)
+        .under("In apertures", exact(usage.quarantined_bytes))
+        .under("Fenced sessions", usage.fenced_sessions);
+}
+
 /// What the quota on mappings counts.
 fn mappings(usage: &v1::DomainUsage) -> u64 {
     usage.streaming_mappings + usage.coherent_allocations
@@ -279,6 +298,9 @@ mod tests {
                 bounce_largest_hole_bytes: (64 << 20) - 16384,
                 direct_mappings: 2,
                 table_bytes: 16384,
+                quarantined_mappings: 2,
+                quarantined_bytes: 8192,
+                fenced_sessions: 1,
                 ..v1::DomainUsage::default()
             }),
             max_mapping_bytes: (64 << 20) - 16384,
@@ -333,6 +355,8 @@ mod tests {
             "  Reserved:         0x0-0xfff\n                    0x10000000-0x1fffffff\n",
             "  Allowed:          anywhere\n",
             "  May lie in:       0x4000000-0xfffffff\n",
+            "Held back:\n  Invalidating:     0\n  Quarantined:      2\n",
+            "  In apertures:     8 KiB (8192 bytes)\n  Fenced sessions:  1\n",
             "Sessions:           none\n",
         ] {
             assert!(text.contains(line), "{line:?} in\n{text}");

@@ -56,5 +56,11 @@ fn holdings(sheet: &mut Sheet, info: &v1::Info) {
         .under("Direct mappings", info.direct_mappings)
         .under("Memories", info.memories)
         .under("Region memory", exact(info.region_bytes))
-        .under("Region budget", exact(info.region_budget_bytes));
+        .under("Region budget", exact(info.region_budget_bytes))
+        .under("Watchers", info.watchers)
+        .title("Held back")
+        .under("Invalidating", info.invalidating_mappings)
+        .under("Quarantined", info.quarantined_mappings)
+        .under("In apertures", exact(info.quarantined_bytes))
+        .under("Fenced sessions", info.fenced_sessions);
 }

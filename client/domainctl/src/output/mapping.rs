@@ -16,7 +16,7 @@ impl Row for v1::Mapping {
             "IOVA", "LEN", "ID", "KIND", "PERM", "MEMORY", "OFFSET", "SESSION", "STATE",
         ];
         if style.wide() {
-            headers.extend(["RANGE", "DIRECTION", "PERSISTENT"]);
+            headers.extend(["RANGE", "DIRECTION", "PERSISTENT", "BLOCKED-BY"]);
         }
         headers
     }
@@ -49,11 +49,12 @@ impl Row for v1::Mapping {
 }
 
 /// What stands under the wide headers.
-fn more(mapping: &v1::Mapping) -> [String; 3] {
+fn more(mapping: &v1::Mapping) -> [String; 4] {
     [
         range(mapping),
         word(mapping.direction().as_str_name(), "DIRECTION_"),
         yes_no(mapping.persistent).to_owned(),
+        bare(&mapping.blocked_by).to_owned(),
     ]
 }
 
@@ -182,6 +183,21 @@ mod tests {
     fn the_range_ends_with_the_last_byte() {
         assert_eq!(more(&mapping())[0], "0x1000-0x2000");
         assert_eq!(more(&mapping())[1], "to-device");
+    }
+
+    #[test]
+    fn what_is_in_quarantine_says_because_of_whom() {
+        let quarantined = v1::Mapping {
+            state: v1::MappingState::Quarantined.into(),
+            blocked_by: "sessions/3".to_owned(),
+            ..mapping()
+        };
+        let cells = quarantined.cells(&style(Format::Wide));
+        assert_eq!(
+            (cells[8].as_str(), cells[12].as_str()),
+            ("quarantined", "3")
+        );
+        assert_eq!(more(&mapping())[3], "-");
     }
 
     #[test]

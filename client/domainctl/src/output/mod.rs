@@ -13,6 +13,7 @@ mod printer;
 mod session;
 mod table;
 mod verdict;
+mod watch;
 mod yaml;
 
 use serde::Serialize;
@@ -29,6 +30,7 @@ pub(crate) use list::{List, One, Row};
 pub(crate) use printer::Printer;
 pub(crate) use session::SessionSheet;
 pub(crate) use verdict::Verdict;
+pub(crate) use watch::{Watched, watch_headers};
 
 /// What a command answers. Its JSON and YAML are what it serialises to.
 pub(crate) trait View: Serialize {

@@ -39,6 +39,11 @@ impl<W: Write> Printer<W> {
         self.unless_closed(written)
     }
 
+    /// Has the reader closed the pipe?
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     /// Nothing may stay in a buffer.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
         if self.closed {
@@ -94,6 +99,7 @@ mod tests {
         printer.text("domains/d0\n").unwrap();
         printer.text("domains/d1\n").unwrap();
         printer.finish().unwrap();
+        assert!(printer.is_closed());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use domaind_proto::v1;
 
 use super::list::Row;
 use super::{Sheet, Style, View, bare, word, yes_no};
+use crate::size::{exact, human};
 use crate::time::{age, utc};
 
 impl Row for v1::Session {
@@ -11,10 +12,20 @@ impl Row for v1::Session {
 
     fn headers(style: &Style) -> Vec<&'static str> {
         let mut headers = vec![
-            "SESSION", "DOMAIN", "ROLE", "ACCESS", "PID", "UID", "MAPPINGS", "AGE",
+            "SESSION", "DOMAIN", "ROLE", "ACCESS", "PID", "UID", "MAPPINGS", "STATE", "AGE",
         ];
         if style.wide() {
-            headers.extend(["STREAMING", "COHERENT", "MEMORIES", "GID", "ENFORCED"]);
+            headers.extend([
+                "STREAMING",
+                "COHERENT",
+                "MEMORIES",
+                "GID",
+                "ENFORCED",
+                "ACKED",
+                "ASKED",
+                "QUARANTINED",
+                "QUARANTINED-BYTES",
+            ]);
         }
         headers
     }
@@ -29,6 +40,7 @@ impl Row for v1::Session {
             peer.pid.to_string(),
             peer.uid.to_string(),
             (self.streaming_mappings + self.coherent_allocations).to_string(),
+            state(self),
             age(self.attach_time_unix_ms, style.now_ms),
         ];
         if style.wide() {
@@ -38,6 +50,10 @@ impl Row for v1::Session {
                 self.memories.to_string(),
                 peer.gid.to_string(),
                 yes_no(self.access_enforced).to_owned(),
+                self.acked_generation.to_string(),
+                self.asked_generation.to_string(),
+                self.quarantined_mappings.to_string(),
+                human(self.quarantined_bytes),
             ]);
         }
         cells
@@ -61,6 +77,7 @@ impl View for SessionSheet {
         sheet
             .value("Session", bare(&session.name))
             .value("Domain", bare(&session.domain))
+            .value("State", state(session))
             .value("Role", role(session))
             .value("Access", access(session))
             .value("Access enforced", yes_no(session.access_enforced))
@@ -73,7 +90,13 @@ impl View for SessionSheet {
             .title("Holds")
             .under("Streaming mappings", session.streaming_mappings)
             .under("Coherent allocations", session.coherent_allocations)
-            .under("Memories", session.memories);
+            .under("Memories", session.memories)
+            .title("Acknowledges")
+            .under("Acknowledged", session.acked_generation)
+            .under("Asked for", asked(session))
+            .title("Holds back")
+            .under("Quarantined", session.quarantined_mappings)
+            .under("In apertures", exact(session.quarantined_bytes));
         sheet.render()
     }
 
@@ -92,6 +115,18 @@ fn peer(sheet: &mut Sheet, session: &v1::Session) {
     if peer.pidfd_inode != 0 {
         sheet.under("Pidfd inode", peer.pidfd_inode);
     }
+}
+
+/// What it was asked to acknowledge, and whether it still owes that.
+fn asked(session: &v1::Session) -> String {
+    match session.asked_generation > session.acked_generation {
+        true => format!("{} (owed)", session.asked_generation),
+        false => session.asked_generation.to_string(),
+    }
+}
+
+fn state(session: &v1::Session) -> String {
+    word(session.state().as_str_name(), "SESSION_STATE_")
 }
 
 fn role(session: &v1::Session) -> String {
@@ -126,6 +161,8 @@ mod tests {
             coherent_allocations: 1,
             memories: 1,
             state: v1::SessionState::Attached.into(),
+            acked_generation: 5,
+            asked_generation: 5,
             ..v1::Session::default()
         }
     }
@@ -143,8 +180,8 @@ mod tests {
         let text = List::of(vec![session()]).text(&style(Format::Table));
         assert_eq!(
             text,
-            "SESSION   DOMAIN   ROLE     ACCESS       PID    UID    MAPPINGS   AGE\n\
-             7         d0       driver   read-write   4242   1000   3          30s\n"
+            "SESSION   DOMAIN   ROLE     ACCESS       PID    UID    MAPPINGS   STATE      AGE\n\
+             7         d0       driver   read-write   4242   1000   3          attached   30s\n"
         );
     }
 
@@ -155,6 +192,28 @@ mod tests {
             let headers = <v1::Session as Row>::headers(&style);
             assert_eq!(headers.len(), session().cells(&style).len());
         }
+    }
+
+    #[test]
+    fn a_session_that_was_fenced_shows_what_it_owes_and_holds_back() {
+        let fenced = v1::Session {
+            state: v1::SessionState::Fenced.into(),
+            asked_generation: 9,
+            quarantined_mappings: 2,
+            quarantined_bytes: 8192,
+            ..session()
+        };
+        let text = SessionSheet(fenced).text(&style(Format::Table));
+        for line in [
+            "State:                   fenced\n",
+            "  Acknowledged:          5\n",
+            "  Asked for:             9 (owed)\n",
+            "  Quarantined:           2\n",
+            "  In apertures:          8 KiB (8192 bytes)\n",
+        ] {
+            assert!(text.contains(line), "{line:?} in\n{text}");
+        }
+        assert_eq!(asked(&session()), "5");
     }
 
     #[test]
