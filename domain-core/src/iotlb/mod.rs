@@ -14,6 +14,7 @@
 //! | `span` | runs of granules |
 //! | `table` | the writer's side of it |
 //! | `walker` | the reader's side of it |
+//! | `page` | what a session's readers hold, in a page that they share with the service |
 //! | `direct` | a whole table of direct mappings, checked aside |
 
 mod direct;
@@ -21,6 +22,7 @@ mod entry;
 mod format;
 mod nodes;
 mod ordered;
+pub mod page;
 mod span;
 mod table;
 #[cfg(test)]
@@ -33,8 +35,11 @@ use std::sync::Arc;
 pub use self::direct::{BuildError, DirectTable, Replaced};
 pub use self::entry::{Entry, Overlap, Piece, RegionId, Target, TranslateError};
 pub use self::nodes::{NoRoom, TableUsage};
+pub use self::page::{PageError, PageRegion, SessionPage};
 pub use self::walker::{HeaderError, Hit, Walker};
-pub use self::words::{Allowance, HeapWords, LoadWord, NoMemory, RegionWords, WordSource, Words};
+pub use self::words::{
+    Allowance, HeapWords, LoadWord, NoMemory, RegionWords, WordSink, WordSource, Words,
+};
 
 use self::format::OFFSET_GRANULES;
 use self::ordered::Ordered;

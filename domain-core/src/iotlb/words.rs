@@ -21,15 +21,18 @@ pub trait LoadWord {
     fn load_acquire(&self) -> u64;
 }
 
-/// Words that the owner of a table can write. One thread at a time does.
-pub trait Words: WordSource {
+/// Words that can be written.
+pub trait WordSink: WordSource {
     /// Replaces a word that has memory. With [`Ordering::Release`], who reads it sees all that was
     /// stored before.
     ///
     /// # Panics
-    /// Past the end: the table has miscounted.
+    /// Past the end, which somebody has miscounted, and where the memory is read-only.
     fn store(&self, index: usize, value: u64, order: Ordering);
+}
 
+/// Words that the owner of a table can write. One thread at a time does.
+pub trait Words: WordSink {
     /// Gives memory to the first `count` words, zeroes where there was none.
     ///
     /// # Errors
@@ -73,12 +76,14 @@ impl LoadWord for AtomicU64 {
     }
 }
 
-impl Words for HeapWords {
+impl WordSink for HeapWords {
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.0[index].store(value, order);
     }
+}
 
+impl Words for HeapWords {
     fn back(&self, _count: usize) -> Result<(), NoMemory> {
         Ok(())
     }
@@ -149,16 +154,14 @@ impl LoadWord for SharedCell {
     }
 }
 
-impl Words for RegionWords {
+impl WordSink for RegionWords {
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.region
-            .words()
-            .word_mut(index)
-            .expect("the table stays inside its memory")
-            .store(value, order);
+        self.region.words().store(index, value, order);
     }
+}
 
+impl Words for RegionWords {
     fn back(&self, count: usize) -> Result<(), NoMemory> {
         let want_bytes = (count as u64).saturating_mul(8);
         let no_memory = NoMemory { want_bytes };
@@ -178,12 +181,21 @@ impl Words for RegionWords {
     }
 }
 
-/// What a client makes of a table that it was granted.
+/// What a client makes of words that it was granted.
 impl WordSource for SharedWords {
     type Word = SharedCell;
 
     #[inline]
     fn words(&self) -> &[SharedCell] {
         self.cells()
+    }
+}
+
+impl WordSink for SharedWords {
+    #[inline]
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.word_mut(index)
+            .expect("who writes words stays inside them and has them mapped read-write")
+            .store(value, order);
     }
 }

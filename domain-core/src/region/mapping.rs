@@ -366,6 +366,16 @@ impl SharedMemory {
         })
     }
 
+    /// All of it as words, to load.
+    ///
+    /// # Errors
+    ///
+    /// When not all of the reservation is mapped.
+    pub fn cells(&self) -> Result<&[SharedCell], AccessError> {
+        let span = self.span(0, self.len_bytes(), Access::ReadOnly)?;
+        Ok(span.cells())
+    }
+
     /// All of it as words that are checked now and not again at every access.
     ///
     /// # Errors

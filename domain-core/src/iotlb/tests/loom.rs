@@ -32,11 +32,13 @@ impl LoadWord for AtomicU64 {
     }
 }
 
-impl Words for LoomWords {
+impl WordSink for LoomWords {
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.0[index].store(value, order);
     }
+}
 
+impl Words for LoomWords {
     fn back(&self, _count: usize) -> Result<(), NoMemory> {
         Ok(())
     }

@@ -24,7 +24,7 @@ impl WordSource for Stingy {
     }
 }
 
-impl Words for Stingy {
+impl WordSink for Stingy {
     fn store(&self, index: usize, value: u64, order: Ordering) {
         assert!(
             index < self.backed_most,
@@ -32,7 +32,9 @@ impl Words for Stingy {
         );
         self.words.store(index, value, order);
     }
+}
 
+impl Words for Stingy {
     fn back(&self, count: usize) -> Result<(), NoMemory> {
         if count > self.backed_most {
             let want_bytes = count as u64 * 8;
