@@ -3,14 +3,16 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use domain_core::addr::{Iova, IovaRange};
+use domain_core::iotlb::{RegionId, Target};
 use domain_core::region::{
-    Access, AccessError, MapError, SharedMemory, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut,
+    Access, AccessError, MapError, SharedMemory, SharedSlice, SharedU32, SharedU32Mut, SharedU64,
+    SharedU64Mut,
 };
 
 use crate::error::Error;
 
 /// What hugetlb memory must be aligned to.
-const HUGE_PAGE_BYTES: u64 = 2 << 20;
+pub(crate) const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// Why an address could not be accessed. Nothing was read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +26,8 @@ pub enum AddressError {
     ReadOnly { iova: Iova, len: u64 },
     #[error("a word at {iova}, which is not a multiple of {align}")]
     Misaligned { iova: Iova, align: u64 },
+    #[error("the session has ended, and {len} bytes at {iova} were to be written")]
+    Ended { iova: Iova, len: u64 },
 }
 
 impl AddressError {
@@ -80,12 +84,16 @@ impl Aperture {
 
 /// What the reservation must be aligned to.
 fn alignment(regions: &[RegionGrant]) -> u64 {
-    let page = u64::try_from(rustix::param::page_size()).unwrap_or(HUGE_PAGE_BYTES);
     if regions.iter().any(|region| region.hugetlb) {
         HUGE_PAGE_BYTES
     } else {
-        page
+        page_bytes()
     }
+}
+
+/// The smallest unit that can be mapped.
+pub(crate) fn page_bytes() -> u64 {
+    u64::try_from(rustix::param::page_size()).unwrap_or(HUGE_PAGE_BYTES)
 }
 
 fn place(
@@ -119,6 +127,17 @@ impl Apertures {
 
     pub(crate) fn coherent_range(&self) -> Option<IovaRange> {
         self.coherent.as_ref().map(|aperture| aperture.range)
+    }
+
+    /// The memory behind a target in an aperture, to the end of what backs it.
+    #[inline]
+    pub(crate) fn rest(&self, target: Target) -> Option<SharedSlice<'_>> {
+        let aperture = match target.region {
+            RegionId::BOUNCE => self.bounce.as_ref(),
+            RegionId::COHERENT => self.coherent.as_ref(),
+            _ => None,
+        };
+        aperture?.memory.rest(target.offset_bytes)
     }
 
     pub(crate) fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), AddressError> {

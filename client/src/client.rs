@@ -30,6 +30,32 @@ const HEADER_BYTES: u32 = 64 << 10;
 /// Calls on a domain, which act for a session or for its owner.
 pub(crate) type DomainCalls = MappingServiceClient<InterceptedService<Channel, Token>>;
 
+/// What a process is to be in a domain, and what it wants to hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttachOptions {
+    /// As what it attaches.
+    pub role: Role,
+    /// How it may touch the domain's memory.
+    pub access: Access,
+    /// [`Session::changes`] tells of every removal.
+    pub removals: bool,
+    /// [`Session::changes`] tells of every addition.
+    pub additions: bool,
+}
+
+impl AttachOptions {
+    /// Of a session that wants to hear of nothing.
+    #[must_use]
+    pub fn new(role: Role, access: Access) -> AttachOptions {
+        AttachOptions {
+            role,
+            access,
+            removals: false,
+            additions: false,
+        }
+    }
+}
+
 /// The control plane of one daemon. Cheap to clone; clones share one
 /// connection, which is made anew when a call finds it broken.
 ///
@@ -72,7 +98,20 @@ impl Client {
         role: Role,
         access: Access,
     ) -> Result<Session, Error> {
-        Session::attach(self, domain, role, access).await
+        self.attach_with(domain, AttachOptions::new(role, access))
+            .await
+    }
+
+    /// As [`Client::attach`], for a session that wants to hear of changes.
+    ///
+    /// # Errors
+    /// As [`Client::attach`].
+    pub async fn attach_with(
+        &self,
+        domain: &DomainId,
+        options: AttachOptions,
+    ) -> Result<Session, Error> {
+        Session::attach(self, domain, options).await
     }
 
     /// Where the daemon's sockets are.

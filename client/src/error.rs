@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use domain_core::addr::{Iova, IovaRange, RangeError};
+use domain_core::iotlb::{HeaderError, PageError};
 use domain_core::region::{MapError, RegionError};
 use domaind_proto::convert::Malformed;
 use domaind_proto::frame::FrameError;
 use domaind_proto::names::NameError;
 use domaind_proto::v1;
 use tonic::{Code, Status};
+
+use crate::pin::PinError;
 
 /// Why something did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +49,25 @@ pub enum Error {
         #[source]
         cause: MapError,
     },
+    #[error("map the {what}")]
+    SharedWords {
+        what: &'static str,
+        #[source]
+        cause: MapError,
+    },
+    #[error("map the registered memory of region {region}")]
+    Opened {
+        region: u32,
+        #[source]
+        cause: MapError,
+    },
+    /// What a [`Pin`](crate::Pin) was asked for is not there.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// A [`Pin`](crate::Pin) is alive that must go first. Then the session ends
+    /// by itself.
+    #[error("a pin of the session was still held after {after:?}")]
+    Pinned { after: Duration },
     #[error("make a buffer of {len_bytes} bytes")]
     Buffer {
         len_bytes: u64,
@@ -70,7 +92,13 @@ impl Error {
             Error::Transport { code, .. } => Some(*code),
             Error::Timeout { .. } => Some(Code::DeadlineExceeded),
             Error::Protocol(_) => Some(Code::Internal),
-            Error::Region { .. } | Error::Buffer { .. } | Error::Runtime(_) => None,
+            Error::Pin(error) => error.code(),
+            Error::Region { .. }
+            | Error::SharedWords { .. }
+            | Error::Opened { .. }
+            | Error::Pinned { .. }
+            | Error::Buffer { .. }
+            | Error::Runtime(_) => None,
         }
     }
 
@@ -129,7 +157,7 @@ pub enum ProtocolError {
     Frame(#[source] FrameError),
     #[error("an fd came with a {frame} frame")]
     UnwantedFd { frame: &'static str },
-    #[error("a region came without its fd")]
+    #[error("memory came without its fd")]
     MissingFd,
     #[error("an answer to request {request_id}, which nobody made")]
     UnknownRequest { request_id: u64 },
@@ -152,6 +180,18 @@ pub enum ProtocolError {
     TooManyRegions { regions: u32 },
     #[error("a region of kind {kind}, for which there is no aperture")]
     RegionKind { kind: i32 },
+    #[error("a second region of kind {kind}")]
+    RegionTwice { kind: i32 },
+    #[error("{size_bytes} bytes for a region of kind {kind}")]
+    RegionSize { kind: i32, size_bytes: u64 },
+    #[error("its page table")]
+    Table(#[source] HeaderError),
+    #[error("its session page")]
+    SessionPage(#[source] PageError),
+    #[error("change {generation} after {newest}")]
+    Generation { generation: u64, newest: u64 },
+    #[error("region {region}, which is no registered memory")]
+    NoMemory { region: u32 },
     #[error("region {region} outside its aperture {aperture}")]
     RegionOutside {
         region: IovaRange,
@@ -204,6 +244,9 @@ pub enum EndReason {
     ConnectionLost,
     /// The tokio runtime in which the session was attached has shut down.
     RuntimeGone,
+    /// Memory of the domain could not be given back: this process still has it
+    /// mapped. The daemon keeps it in quarantine.
+    NotGivenBack,
     /// A reason that this build does not know.
     Unknown,
 }

@@ -6,12 +6,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use domain_core::addr::{Granule, Iova, IovaRange};
+use domain_core::iotlb::{Entry, Iotlb, PageRegion, RegionId, RegionWords, SessionPage, Target};
+use domain_core::perm::Perm;
 use domain_core::region::{Access, driver_memfd};
 use domain_core::session::Role;
 use domaind_proto::frame::FrameSocket;
 use domaind_proto::names::DomainId;
 use domaind_proto::paths::RuntimeDir;
 use domaind_proto::v1;
+use domaind_proto::v1::client_frame::Body as Ask;
 use domaind_proto::v1::mapping_service_server::{MappingService, MappingServiceServer};
 use domaind_proto::v1::server_frame::Body;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -22,7 +26,7 @@ use tonic::codegen::tokio_stream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
-use crate::client::Client;
+use crate::client::{AttachOptions, Client};
 use crate::session::Session;
 
 pub(crate) const PAGE: u64 = 4096;
@@ -33,6 +37,14 @@ pub(crate) const COHERENT: u64 = BOUNCE + 4 * PAGE;
 
 /// A test waits for nothing longer than this.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// Long enough for something that is wrong to happen.
+pub(crate) const A_MOMENT: Duration = Duration::from_millis(50);
+
+/// So long a detaching session waits for its pins.
+pub(crate) const ACK_TIMEOUT_MS: u64 = 500;
+
+/// Much of it is never backed.
+pub(crate) const TABLE_BYTES: u64 = 64 << 20;
 
 /// The daemon's end of an fd socket.
 #[derive(Debug)]
@@ -72,19 +84,160 @@ impl FakePeer {
         packet.map(|packet| packet.frame)
     }
 
-    /// All of a handshake that lets the client in.
-    pub(crate) async fn welcome(&self) {
-        self.say(1, welcome(1), None).await;
-        self.say(2, attached(2), None).await;
-        let (bounce, coherent) = (memfd(4), memfd(2));
-        let kinds = [v1::RegionKind::Bounce, v1::RegionKind::Coherent];
-        self.say(2, region(kinds[0], BOUNCE, 4), Some(&bounce))
-            .await;
-        self.say(2, region(kinds[1], COHERENT, 2), Some(&coherent))
-            .await;
-        self.say(2, Body::Ready(v1::Ready { generation: 7 }), None)
-            .await;
+    /// The client has said that it holds nothing any more, and closes.
+    pub(crate) async fn hear_the_end(&self) {
+        let last = self.hear().await.and_then(|frame| frame.body);
+        assert_eq!(last, Some(Ask::Detach(v1::Detach {})));
+        assert_eq!(self.hear().await, None);
     }
+
+    /// All of a handshake that lets the client in.
+    pub(crate) async fn welcome(&self) -> FakeMemory {
+        let memory = FakeMemory::new();
+        self.say(1, welcome(1), None).await;
+        self.say(2, attached(4), None).await;
+        for (region, fd) in memory.regions() {
+            self.say(2, region, Some(&fd)).await;
+        }
+        let generation = memory.table.generation();
+        self.say(2, Body::Ready(v1::Ready { generation }), None)
+            .await;
+        memory
+    }
+
+    /// Says a change of this generation.
+    pub(crate) async fn say_change(&self, change: v1::Change) {
+        self.say(0, Body::Change(change), None).await;
+    }
+
+    pub(crate) async fn say_ended(&self, reason: v1::EndReason) {
+        let ended = v1::SessionEnded {
+            reason: reason.into(),
+            message: "as the test wants it".to_owned(),
+        };
+        self.say(0, Body::SessionEnded(ended), None).await;
+    }
+
+    /// Hears that memory is asked for, and hands it out.
+    pub(crate) async fn open(&self, fd: &OwnedFd, pages: u64) -> u32 {
+        let asked = self.hear().await.unwrap();
+        let Some(Ask::OpenMemory(open)) = asked.body else {
+            panic!("{asked:?}")
+        };
+        self.say(asked.request_id, opened(pages), Some(fd)).await;
+        open.region
+    }
+
+    /// What the client acknowledges next.
+    pub(crate) async fn hear_ack(&self) -> u64 {
+        let heard = self.hear().await.unwrap();
+        match heard.body {
+            Some(Ask::Ack(ack)) => ack.generation,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The client says nothing for a moment.
+    pub(crate) async fn hear_nothing(&self) {
+        let heard = tokio::time::timeout(A_MOMENT, self.0.receive::<v1::ClientFrame>()).await;
+        assert!(heard.is_err(), "{heard:?}");
+    }
+}
+
+/// Memory of a domain: a real table, a real session page.
+#[derive(Debug)]
+pub(crate) struct FakeMemory {
+    pub(crate) table: Iotlb<RegionWords>,
+    pub(crate) page: SessionPage<PageRegion>,
+    pub(crate) bounce: OwnedFd,
+    pub(crate) coherent: OwnedFd,
+}
+
+impl FakeMemory {
+    pub(crate) fn new() -> FakeMemory {
+        let words = RegionWords::create("fake-table", TABLE_BYTES, None).unwrap();
+        let apertures = IovaRange::from_len(Iova::new(BOUNCE), 6 * PAGE).ok();
+        FakeMemory {
+            table: Iotlb::new(words, Granule::Size4K, apertures).unwrap(),
+            page: SessionPage::create("fake-session-page").unwrap(),
+            bounce: memfd(4),
+            coherent: memfd(2),
+        }
+    }
+
+    /// What a handshake says of it, with the fds.
+    pub(crate) fn regions(&self) -> [(Body, OwnedFd); 4] {
+        let kinds = [v1::RegionKind::Bounce, v1::RegionKind::Coherent];
+        [
+            (region(kinds[0], BOUNCE, 4), copy(&self.bounce)),
+            (region(kinds[1], COHERENT, 2), copy(&self.coherent)),
+            self.table_region(),
+            self.page_region(),
+        ]
+    }
+
+    pub(crate) fn table_region(&self) -> (Body, OwnedFd) {
+        let grant = self.table.words().grant().unwrap();
+        (words(v1::RegionKind::Table, TABLE_BYTES), grant.into())
+    }
+
+    pub(crate) fn page_region(&self) -> (Body, OwnedFd) {
+        let grant = self.page.grant().unwrap();
+        (words(v1::RegionKind::SessionPage, PAGE), grant.into())
+    }
+
+    /// Enters pages in the table. Answers the generation.
+    pub(crate) fn map(&mut self, iova: u64, pages: u64, target: Target, perm: Perm) -> u64 {
+        let range = IovaRange::from_len(Iova::new(iova), pages * PAGE).unwrap();
+        let entry = Entry {
+            range,
+            target,
+            perm,
+        };
+        self.table.insert(entry).unwrap();
+        self.table.generation()
+    }
+
+    /// Removes what begins there. Answers the change that says so.
+    pub(crate) fn unmap(&mut self, iova: u64) -> v1::Change {
+        let removed = self.table.remove(Iova::new(iova)).unwrap();
+        v1::Change {
+            generation: self.table.generation(),
+            removed: vec![removed.range.into()],
+            ..v1::Change::default()
+        }
+    }
+}
+
+/// The byte behind so many pages of the registered memory in a slot.
+pub(crate) fn in_memory(slot: u32, page: u64) -> Target {
+    Target {
+        region: RegionId::memory_slot(slot),
+        offset_bytes: page * PAGE,
+    }
+}
+
+pub(crate) fn words(kind: v1::RegionKind, size_bytes: u64) -> Body {
+    Body::Region(v1::Region {
+        kind: kind.into(),
+        range: None,
+        hugetlb: false,
+        size_bytes,
+    })
+}
+
+pub(crate) fn opened(pages: u64) -> Body {
+    Body::MemoryOpened(v1::MemoryOpened {
+        memory_id: 1,
+        size_bytes: pages * PAGE,
+        writable: true,
+        hugetlb: false,
+        access_enforced: true,
+    })
+}
+
+fn copy(fd: &OwnedFd) -> OwnedFd {
+    fd.try_clone().unwrap()
 }
 
 pub(crate) fn memfd(pages: u64) -> OwnedFd {
@@ -115,7 +268,7 @@ pub(crate) fn attached(regions: u32) -> Body {
         coherent: Some(wire_range(COHERENT, 2)),
         regions,
         access_enforced: true,
-        ack_timeout_ms: 5000,
+        ack_timeout_ms: ACK_TIMEOUT_MS,
     })
 }
 
@@ -132,6 +285,7 @@ pub(crate) fn region(kind: v1::RegionKind, start: u64, pages: u64) -> Body {
 pub(crate) struct FakeDaemon {
     pub(crate) session: Session,
     pub(crate) peer: FakePeer,
+    pub(crate) memory: FakeMemory,
     pub(crate) calls: Arc<Calls>,
     server: JoinHandle<()>,
     _dir: TempDir,
@@ -139,6 +293,11 @@ pub(crate) struct FakeDaemon {
 
 impl FakeDaemon {
     pub(crate) async fn start() -> FakeDaemon {
+        let options = AttachOptions::new(Role::Driver, Access::ReadWrite);
+        FakeDaemon::start_with(options).await
+    }
+
+    pub(crate) async fn start_with(options: AttachOptions) -> FakeDaemon {
         let temp = tempfile::tempdir_in("/tmp").unwrap();
         let dir = RuntimeDir::new(temp.path()).unwrap();
         std::fs::create_dir(dir.public()).unwrap();
@@ -147,11 +306,12 @@ impl FakeDaemon {
         let listener = listen(&dir);
         let domain = DomainId::new("d").unwrap();
         let client = Client::connect(&dir).await.unwrap();
-        let attach = client.attach(&domain, Role::Driver, Access::ReadWrite);
-        let (session, peer) = tokio::join!(attach, accept(listener));
+        let attach = client.attach_with(&domain, options);
+        let (session, (peer, memory)) = tokio::join!(attach, accept(listener));
         FakeDaemon {
             session: session.unwrap(),
             peer,
+            memory,
             calls,
             server,
             _dir: temp,
@@ -174,14 +334,14 @@ fn listen(dir: &RuntimeDir) -> OwnedFd {
     listener
 }
 
-async fn accept(listener: OwnedFd) -> FakePeer {
+async fn accept(listener: OwnedFd) -> (FakePeer, FakeMemory) {
     let accepted = tokio::task::spawn_blocking(move || rustix::net::accept(&listener).unwrap());
     let peer = FakePeer(FrameSocket::new(accepted.await.unwrap()).unwrap());
-    peer.welcome().await;
+    let memory = peer.welcome().await;
     // Hello and Attach, which were said meanwhile.
     peer.hear().await;
     peer.hear().await;
-    peer
+    (peer, memory)
 }
 
 fn serve(dir: &RuntimeDir, calls: Arc<Calls>) -> impl Future<Output = ()> + use<> {

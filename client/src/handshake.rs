@@ -1,9 +1,13 @@
 //! From a connected fd socket to a session.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
 
 use domain_core::addr::{Granule, IovaRange};
-use domain_core::region::Access;
+use domain_core::iotlb::page::BYTES as SESSION_PAGE_BYTES;
+use domain_core::iotlb::{SessionPage, Walker};
+use domain_core::region::{Access, MapError, SharedMemory, SharedWords};
 use domain_core::session::{Role, SessionId};
 use domaind_proto::frame::{FrameError, FrameSocket};
 use domaind_proto::names::{DomainId, parse_session};
@@ -11,12 +15,20 @@ use domaind_proto::v1::client_frame::Body as Ask;
 use domaind_proto::v1::server_frame::Body as Answer;
 use domaind_proto::{FD_PROTOCOL_MAX, FD_PROTOCOL_MIN, convert, v1};
 
-use crate::apertures::{Aperture, Apertures, RegionGrant};
+use crate::apertures::{Aperture, Apertures, HUGE_PAGE_BYTES, RegionGrant};
+use crate::client::AttachOptions;
 use crate::error::{Ended, Error, ProtocolError};
+use crate::live::Live;
 use crate::token::Token;
 
 /// How many regions a domain may have.
 const REGIONS_MAX: u32 = 256;
+/// How large a page table can be: its nodes have numbers of 18 bits.
+const TABLE_BYTES_MOST: u64 = 1 << 30;
+/// A page table is whole pages, whatever pages this host has.
+const TABLE_PAGE_BYTES: u64 = 4096;
+/// How long others wait for an Ack, where the daemon does not say it.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Ids of the two requests of a handshake; later ones count on.
 const HELLO_ID: u64 = 1;
 const ATTACH_ID: u64 = 2;
@@ -36,6 +48,8 @@ pub(crate) struct Facts {
     pub(crate) access_enforced: bool,
     pub(crate) granule: Granule,
     pub(crate) generation: u64,
+    /// A session that owes an Ack for so long is fenced.
+    pub(crate) ack_timeout: Duration,
 }
 
 /// A session, and what it may reach.
@@ -43,18 +57,17 @@ pub(crate) struct Facts {
 pub(crate) struct Attachment {
     pub(crate) facts: Facts,
     pub(crate) token: Token,
-    pub(crate) apertures: Apertures,
+    pub(crate) live: Live,
 }
 
 /// Says hello, attaches, and maps what comes.
 pub(crate) async fn attach(
     socket: &FrameSocket,
     domain: &DomainId,
-    role: Role,
-    access: Access,
+    options: AttachOptions,
 ) -> Result<Attachment, Error> {
     hello(socket).await?;
-    let attached = ask_to_attach(socket, domain, role, access).await?;
+    let attached = ask_to_attach(socket, domain, options).await?;
     let plan = Plan::read(&attached)?;
     let token = Token::new(&attached.token)?;
     let id = parse_session(&attached.session).map_err(ProtocolError::Name)?;
@@ -63,17 +76,17 @@ pub(crate) async fn attach(
     let facts = Facts {
         id,
         domain: domain.clone(),
-        role,
-        access,
+        role: options.role,
+        access: options.access,
         access_enforced: attached.access_enforced,
         granule: plan.granule,
         generation,
+        ack_timeout: match attached.ack_timeout_ms {
+            0 => ACK_TIMEOUT,
+            known => Duration::from_millis(known),
+        },
     };
-    Ok(Attachment {
-        facts,
-        token,
-        apertures: regions.map(&plan, access)?,
-    })
+    regions.map(&plan, facts, token)
 }
 
 async fn hello(socket: &FrameSocket) -> Result<(), Error> {
@@ -99,15 +112,15 @@ async fn hello(socket: &FrameSocket) -> Result<(), Error> {
 async fn ask_to_attach(
     socket: &FrameSocket,
     domain: &DomainId,
-    role: Role,
-    access: Access,
+    options: AttachOptions,
 ) -> Result<v1::Attached, Error> {
     let attach = v1::Attach {
         domain: domain.name(),
-        role: v1::Role::from(role).into(),
-        access: v1::Access::from(access).into(),
+        role: v1::Role::from(options.role).into(),
+        access: v1::Access::from(options.access).into(),
         ack_mode: v1::AckMode::Pins.into(),
-        ..v1::Attach::default()
+        wants_removals: options.removals,
+        wants_additions: options.additions,
     };
     send(socket, ATTACH_ID, Ask::Attach(attach)).await?;
     match receive_without_fd(socket).await? {
@@ -184,6 +197,15 @@ fn place(wire: v1::IovaRange, granule: Granule) -> Result<Place, ProtocolError> 
 struct Regions {
     bounce: Vec<RegionGrant>,
     coherent: Vec<RegionGrant>,
+    table: Option<WordsGrant>,
+    page: Option<WordsGrant>,
+}
+
+/// An array of words as it came from the daemon.
+struct WordsGrant {
+    size_bytes: u64,
+    hugetlb: bool,
+    fd: OwnedFd,
 }
 
 impl Regions {
@@ -193,43 +215,116 @@ impl Regions {
         region: v1::Region,
         fd: Option<OwnedFd>,
     ) -> Result<(), ProtocolError> {
-        let (regions, aperture) = match region.kind() {
-            v1::RegionKind::Bounce => (&mut self.bounce, plan.bounce),
-            v1::RegionKind::Coherent => (&mut self.coherent, plan.coherent),
-            v1::RegionKind::Table | v1::RegionKind::SessionPage | v1::RegionKind::Unspecified => {
-                (&mut self.bounce, None)
-            }
-        };
-        let aperture = aperture.ok_or(ProtocolError::RegionKind { kind: region.kind })?;
-        let wire = region
-            .range
-            .ok_or(ProtocolError::Missing { field: "range" })?;
-        let range = convert::range(wire).map_err(ProtocolError::Range)?;
-        if !aperture.range.contains(range) {
-            return Err(ProtocolError::RegionOutside {
-                region: range,
-                aperture: aperture.range,
-            });
+        let fd = fd.ok_or(ProtocolError::MissingFd)?;
+        match region.kind() {
+            v1::RegionKind::Bounce => add_aperture(&mut self.bounce, plan.bounce, region, fd),
+            v1::RegionKind::Coherent => add_aperture(&mut self.coherent, plan.coherent, region, fd),
+            v1::RegionKind::Table => add_words(&mut self.table, region, fd),
+            v1::RegionKind::SessionPage => add_words(&mut self.page, region, fd),
+            v1::RegionKind::Unspecified => Err(ProtocolError::RegionKind { kind: region.kind }),
         }
-        regions.push(RegionGrant {
-            range,
-            hugetlb: region.hugetlb,
-            fd: fd.ok_or(ProtocolError::MissingFd)?,
-        });
-        Ok(())
     }
 
-    fn map(self, plan: &Plan, access: Access) -> Result<Apertures, Error> {
+    fn map(self, plan: &Plan, facts: Facts, token: Token) -> Result<Attachment, Error> {
         let map = |place: Option<Place>, regions| {
             place
-                .map(|place| Aperture::map(place.range, place.len_bytes, regions, access))
+                .map(|place| Aperture::map(place.range, place.len_bytes, regions, facts.access))
                 .transpose()
         };
-        Ok(Apertures {
+        let apertures = Apertures {
             bounce: map(plan.bounce, self.bounce)?,
             coherent: map(plan.coherent, self.coherent)?,
+        };
+        let missing = |field| ProtocolError::Missing { field };
+        let table = map_table(&self.table.ok_or(missing("page table"))?, plan)?;
+        let page = map_session_page(&self.page.ok_or(missing("session page"))?)?;
+        Ok(Attachment {
+            live: Live::new(&facts, apertures, table, page),
+            facts,
+            token,
         })
     }
+}
+
+fn add_aperture(
+    regions: &mut Vec<RegionGrant>,
+    aperture: Option<Place>,
+    region: v1::Region,
+    fd: OwnedFd,
+) -> Result<(), ProtocolError> {
+    let aperture = aperture.ok_or(ProtocolError::RegionKind { kind: region.kind })?;
+    let wire = region
+        .range
+        .ok_or(ProtocolError::Missing { field: "range" })?;
+    let range = convert::range(wire).map_err(ProtocolError::Range)?;
+    if !aperture.range.contains(range) {
+        return Err(ProtocolError::RegionOutside {
+            region: range,
+            aperture: aperture.range,
+        });
+    }
+    regions.push(RegionGrant {
+        range,
+        hugetlb: region.hugetlb,
+        fd,
+    });
+    Ok(())
+}
+
+fn add_words(
+    place: &mut Option<WordsGrant>,
+    region: v1::Region,
+    fd: OwnedFd,
+) -> Result<(), ProtocolError> {
+    let (kind, size_bytes) = (region.kind, region.size_bytes);
+    if place.is_some() {
+        return Err(ProtocolError::RegionTwice { kind });
+    }
+    let fits = match region.kind() {
+        v1::RegionKind::SessionPage => size_bytes == SESSION_PAGE_BYTES,
+        _ => (1..=TABLE_BYTES_MOST).contains(&size_bytes),
+    };
+    if !fits || !size_bytes.is_multiple_of(TABLE_PAGE_BYTES) {
+        return Err(ProtocolError::RegionSize { kind, size_bytes });
+    }
+    *place = Some(WordsGrant {
+        size_bytes,
+        hugetlb: region.hugetlb,
+        fd,
+    });
+    Ok(())
+}
+
+/// Most of a table has no pages: nothing is touched here but its header.
+fn map_table(grant: &WordsGrant, plan: &Plan) -> Result<Walker<SharedWords>, Error> {
+    let what = "page table";
+    let words = map_words(grant, Access::ReadOnly);
+    let words = words.map_err(|cause| Error::SharedWords { what, cause })?;
+    let table = Walker::open(Arc::new(words)).map_err(ProtocolError::Table)?;
+    if table.granule() != plan.granule {
+        let bytes = table.granule().bytes();
+        return Err(ProtocolError::Granule { bytes }.into());
+    }
+    Ok(table)
+}
+
+/// Writable, whatever the session's access to the domain's memory.
+fn map_session_page(grant: &WordsGrant) -> Result<SessionPage<SharedWords>, Error> {
+    let what = "session page";
+    let words = map_words(grant, Access::ReadWrite);
+    let words = words.map_err(|cause| Error::SharedWords { what, cause })?;
+    Ok(SessionPage::open(words).map_err(ProtocolError::SessionPage)?)
+}
+
+fn map_words(grant: &WordsGrant, access: Access) -> Result<SharedWords, MapError> {
+    let align_bytes = match grant.hugetlb {
+        true => HUGE_PAGE_BYTES,
+        false => TABLE_PAGE_BYTES,
+    };
+    let mut memory = SharedMemory::reserve(grant.size_bytes, align_bytes)?;
+    memory.map_at(0, grant.size_bytes, grant.fd.as_fd(), access)?;
+    let words = memory.into_words(access);
+    Ok(words.expect("all of it was mapped"))
 }
 
 async fn send(socket: &FrameSocket, request_id: u64, body: Ask) -> Result<(), Error> {
@@ -305,6 +400,12 @@ mod tests {
     };
 
     const BOUNCE_KIND: v1::RegionKind = v1::RegionKind::Bounce;
+    const DRIVER: AttachOptions = AttachOptions {
+        role: Role::Driver,
+        access: Access::ReadWrite,
+        removals: false,
+        additions: false,
+    };
 
     /// What becomes of a handshake in which the daemon says all this, and then
     /// closes.
@@ -315,7 +416,7 @@ mod tests {
         }
         daemon.fall_silent();
         let domain = DomainId::new("d").unwrap();
-        attach(&client, &domain, Role::Driver, Access::ReadWrite).await
+        attach(&client, &domain, DRIVER).await
     }
 
     /// A handshake that goes well up to the regions, which are these.
@@ -342,10 +443,12 @@ mod tests {
         let (client, daemon) = FakePeer::pair();
         daemon.welcome().await;
         let domain = DomainId::new("d").unwrap();
+        let options = AttachOptions {
+            additions: true,
+            ..AttachOptions::new(Role::Device, Access::ReadOnly)
+        };
 
-        let attachment = attach(&client, &domain, Role::Device, Access::ReadOnly)
-            .await
-            .unwrap();
+        let attachment = attach(&client, &domain, options).await.unwrap();
 
         let hello = daemon.hear().await.unwrap();
         assert!(matches!(hello.body, Some(Ask::Hello(hello)) if hello.max_version == 1));
@@ -355,10 +458,13 @@ mod tests {
         assert_eq!(asked.domain, "domains/d");
         assert_eq!(asked.role(), v1::Role::Device);
         assert_eq!(asked.access(), v1::Access::ReadOnly);
+        assert_eq!(asked.ack_mode(), v1::AckMode::Pins);
+        assert!(asked.wants_additions && !asked.wants_removals);
         let Facts { id, generation, .. } = attachment.facts;
-        assert_eq!((id, generation), (SessionId::new(9), 7));
+        assert_eq!((id, generation), (SessionId::new(9), 0));
+        assert_eq!(attachment.live.table.granule(), Granule::Size4K);
         let mut bytes = [0xff; 2];
-        let apertures = &attachment.apertures;
+        let apertures = &attachment.live.apertures;
         apertures.read(Iova::new(COHERENT), &mut bytes).unwrap();
         assert_eq!(bytes, [0, 0]);
         assert!(apertures.write(Iova::new(COHERENT), &bytes).is_err());
@@ -410,7 +516,7 @@ mod tests {
         drop(daemon);
         let domain = DomainId::new("d").unwrap();
 
-        let shaken = attach(&client, &domain, Role::Driver, Access::ReadWrite).await;
+        let shaken = attach(&client, &domain, DRIVER).await;
 
         let error = shaken.unwrap_err();
         assert_eq!(error.reason(), v1::ErrorReason::QuotaExceeded, "{error:?}");

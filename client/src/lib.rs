@@ -41,6 +41,7 @@ mod answers;
 mod apertures;
 pub mod blocking;
 mod buffer;
+mod changes;
 mod client;
 mod coherent;
 mod connection;
@@ -49,23 +50,30 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod handshake;
+mod live;
 mod mapping;
 mod memory;
+mod opened;
 mod owner;
+mod pin;
+mod pins;
 mod session;
+#[allow(dead_code)]
 mod token;
 mod undo;
 
 pub use answers::Translation;
 pub use apertures::AddressError;
 pub use buffer::Buffer;
-pub use client::Client;
+pub use changes::{AddedRange, Change, Changes};
+pub use client::{AttachOptions, Client};
 pub use coherent::Coherent;
 pub use direct::SetMapOptions;
 pub use error::{EndReason, Ended, Error, Kept, ProtocolError};
 pub use mapping::Mapping;
 pub use memory::Memory;
 pub use owner::Owner;
+pub use pin::{MappedPiece, Pieces, Pin, PinError};
 pub use session::Session;
 
 pub use domain_core::addr::{Granule, Iova, IovaRange};
@@ -79,8 +87,8 @@ pub use domain_core::mapping::{MappingId, MappingView, Phase, Source, ViewKind};
 pub use domain_core::memory::MemoryId;
 pub use domain_core::perm::{Direction, Perm};
 pub use domain_core::region::{
-    Access, AccessError, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut, WaitOutcome,
-    driver_memfd,
+    Access, AccessError, SharedSlice, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut,
+    WaitOutcome, driver_memfd,
 };
 pub use domain_core::session::{Role, SessionId};
 pub use domain_core::streaming::{MapSpec, UnmapSpec};

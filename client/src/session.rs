@@ -15,11 +15,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::{Response, Status};
 
-use crate::apertures::{AddressError, Apertures};
-use crate::client::{Client, DomainCalls};
+use crate::apertures::AddressError;
+use crate::changes::Changes;
+use crate::client::{AttachOptions, Client, DomainCalls};
 use crate::connection::Connection;
 use crate::error::{EndReason, Ended, Error};
 use crate::handshake::{self, Attachment, Facts};
+use crate::live::Live;
 use crate::undo::{Reaper, Undo};
 
 /// How long a daemon may take to let a session in.
@@ -47,13 +49,12 @@ impl Session {
     pub(crate) async fn attach(
         client: &Client,
         domain: &DomainId,
-        role: Role,
-        access: Access,
+        options: AttachOptions,
     ) -> Result<Session, Error> {
         let path = client.runtime_dir().fd_socket();
         let socket =
             FrameSocket::connect(&path).map_err(|cause| Error::NoDaemon { path, cause })?;
-        let handshake = handshake::attach(&socket, domain, role, access);
+        let handshake = handshake::attach(&socket, domain, options);
         let attached = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
         let attachment = attached.map_err(|_| Error::Timeout {
             what: "the handshake",
@@ -63,7 +64,8 @@ impl Session {
     }
 
     fn start(client: &Client, socket: FrameSocket, attachment: Attachment) -> Session {
-        let connection = Arc::new(Connection::new(socket));
+        let live = Arc::new(attachment.live);
+        let connection = Arc::new(Connection::new(socket, Arc::clone(&live)));
         let calls = client.domain_calls(attachment.token);
         let (undo, queue) = mpsc::unbounded_channel();
         let reaper = Reaper {
@@ -75,7 +77,7 @@ impl Session {
         Session {
             inner: Arc::new(Inner {
                 facts: attachment.facts,
-                apertures: attachment.apertures,
+                live,
                 connection,
                 calls,
                 undo,
@@ -136,44 +138,60 @@ impl Session {
     /// aperture.
     #[must_use]
     pub fn bounce(&self) -> Option<IovaRange> {
-        self.inner.apertures.bounce_range()
+        self.inner.live.apertures.bounce_range()
     }
 
     /// Where coherent memory lies; `None` if the domain has no such aperture.
     #[must_use]
     pub fn coherent(&self) -> Option<IovaRange> {
-        self.inner.apertures.coherent_range()
+        self.inner.live.apertures.coherent_range()
     }
 
-    /// Copies the domain's bytes at `iova` out. A subtraction and a copy: no
-    /// call, no system call.
+    /// Copies the domain's bytes at `iova` out of its aperture. A subtraction, a
+    /// [pin](Session::pin) and a copy: no call, no system call.
     ///
     /// Other processes may write the same bytes meanwhile, and then the copy
     /// holds a mixture. Threads of this process must not: give each range one
     /// owner at a time. Nothing here knows whether the range is mapped for
-    /// anybody; after the session's end the bytes may be anything.
+    /// anybody ([`Pin::read`](crate::Pin::read) does); after the session's end
+    /// the bytes may be anything.
     ///
     /// # Errors
     /// [`AddressError`] if not all of it lies in one aperture, backed.
     pub fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), AddressError> {
-        self.inner.apertures.read(iova, into)
+        // Without one after the end: then nobody waits for us any more.
+        let _pin = self.inner.pin().ok();
+        self.inner.live.apertures.read(iova, into)
     }
 
     /// Copies bytes into the domain at `iova`. Otherwise as
     /// [`Session::read`].
     ///
     /// # Errors
-    /// [`AddressError`], also if the session is read-only.
+    /// [`AddressError`], also if the session is read-only, and after its end:
+    /// the range may belong to somebody else by then.
     pub fn write(&self, iova: Iova, from: &[u8]) -> Result<(), AddressError> {
-        self.inner.apertures.write(iova, from)
+        let live = &self.inner.live;
+        let _pin = match self.inner.pin() {
+            Ok(pin) if !live.pins.is_fenced() => pin,
+            _ => {
+                let len = from.len() as u64;
+                return Err(AddressError::Ended { iova, len });
+            }
+        };
+        live.apertures.write(iova, from)
     }
 
     /// The 32-bit word at `iova`, to load and to wait on.
     ///
+    /// As all words that come from here it is good for who knows that the range
+    /// stays mapped, as the owner of a mapping does: nobody waits for it when
+    /// the range is unmapped. Those of a [`Pin`](crate::Pin) are waited for.
+    ///
     /// # Errors
     /// [`AddressError`], also if `iova` is not a multiple of 4.
     pub fn word32(&self, iova: Iova) -> Result<SharedU32<'_>, AddressError> {
-        self.inner.apertures.word32(iova)
+        self.inner.live.apertures.word32(iova)
     }
 
     /// The 32-bit word at `iova`, to load, store, wait on and wake.
@@ -181,7 +199,7 @@ impl Session {
     /// # Errors
     /// As [`Session::word32`], also if the session is read-only.
     pub fn word32_mut(&self, iova: Iova) -> Result<SharedU32Mut<'_>, AddressError> {
-        self.inner.apertures.word32_mut(iova)
+        self.inner.live.apertures.word32_mut(iova)
     }
 
     /// The 64-bit word at `iova`, to load.
@@ -189,7 +207,7 @@ impl Session {
     /// # Errors
     /// [`AddressError`], also if `iova` is not a multiple of 8.
     pub fn word64(&self, iova: Iova) -> Result<SharedU64<'_>, AddressError> {
-        self.inner.apertures.word64(iova)
+        self.inner.live.apertures.word64(iova)
     }
 
     /// The 64-bit word at `iova`, to load and store.
@@ -197,7 +215,7 @@ impl Session {
     /// # Errors
     /// As [`Session::word64`], also if the session is read-only.
     pub fn word64_mut(&self, iova: Iova) -> Result<SharedU64Mut<'_>, AddressError> {
-        self.inner.apertures.word64_mut(iova)
+        self.inner.live.apertures.word64_mut(iova)
     }
 
     /// Resolves when the session has ended, and says how. Cancel safe.
@@ -211,14 +229,29 @@ impl Session {
         self.inner.connection.is_ended()
     }
 
-    /// Ends the session in order, for all clones and guards, and waits until
-    /// the daemon has released everything. If it is cancelled the session ends
-    /// all the same.
+    /// What changes in the domain, from now on: all that the session was
+    /// attached to hear ([`AttachOptions`]), and what was asked to be given back.
+    /// Each call has its own stream.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        self.inner.live.changes.subscribe()
+    }
+
+    /// Ends the session in order, for all clones and guards: waits until no
+    /// [`Pin`](crate::Pin) is left, says to the daemon that nothing is held any
+    /// more, and waits until it has released everything. If it is cancelled the
+    /// session ends all the same.
+    ///
+    /// Pins of other clones are waited for as long as the daemon would wait for
+    /// them. One that the same task holds never goes while it waits here.
     ///
     /// # Errors
-    /// [`Error::Ended`] if the session had ended otherwise before.
+    /// [`Error::Pinned`] when pins are left after that: nobody can pin any more,
+    /// and the session ends when they are gone. [`Error::Ended`] if the session
+    /// had ended otherwise before.
     pub async fn detach(self) -> Result<(), Error> {
-        let ended = self.inner.connection.detach().await;
+        let patience = self.inner.facts.ack_timeout;
+        let ended = self.inner.connection.detach(patience).await?;
         match ended.reason {
             EndReason::Detached => Ok(()),
             _ => Err(Error::Ended(ended)),
@@ -229,7 +262,7 @@ impl Session {
 /// What all handles and guards of a session share.
 pub(crate) struct Inner {
     facts: Facts,
-    apertures: Apertures,
+    live: Arc<Live>,
     pub(crate) connection: Arc<Connection>,
     calls: DomainCalls,
     undo: mpsc::UnboundedSender<Undo>,
@@ -273,6 +306,11 @@ impl Inner {
         }
     }
 
+    #[inline]
+    pub(crate) fn live(&self) -> &Live {
+        &self.live
+    }
+
     /// The way to the daemon, with the session's token.
     pub(crate) fn calls(&self) -> DomainCalls {
         self.calls.clone()
@@ -284,11 +322,11 @@ impl Inner {
     }
 
     pub(crate) fn bounce(&self) -> Option<IovaRange> {
-        self.apertures.bounce_range()
+        self.live.apertures.bounce_range()
     }
 
     pub(crate) fn coherent(&self) -> Option<IovaRange> {
-        self.apertures.coherent_range()
+        self.live.apertures.coherent_range()
     }
 
     /// The end of a session explains the failure of its calls.
@@ -311,7 +349,7 @@ impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
             .field("facts", &self.facts)
-            .field("apertures", &self.apertures)
+            .field("live", &self.live)
             .finish_non_exhaustive()
     }
 }

@@ -106,6 +106,8 @@ impl Reaper {
                 PAUSE_MAX.min(pause * 2)
             };
         }
+        // Nobody is left who could hold anything.
+        self.connection.say_detach().await;
     }
 
     /// Waits for more to do; with something left over no longer than `pause`.
@@ -215,11 +217,11 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
+    use crate::apertures::AddressError;
     use crate::error::EndReason;
-    use crate::fake::{BOUNCE, FakeDaemon, SOON};
+    use crate::fake::{A_MOMENT, BOUNCE, FakeDaemon, SOON};
 
-    /// Longer than a call takes to set out, shorter than the fake's delay.
-    const A_MOMENT: Duration = Duration::from_millis(50);
+    /// Longer than a call takes to set out.
     const DELAY: Duration = Duration::from_millis(200);
 
     fn spec() -> MapSpec {
@@ -427,6 +429,8 @@ mod tests {
         assert!(fake.calls.unmapped.lock().unwrap().is_empty());
         // What was mapped of the domain can still be read.
         fake.session.read(Iova::new(BOUNCE), &mut [0]).unwrap();
+        let written = fake.session.write(Iova::new(BOUNCE), &[0]);
+        assert!(matches!(written, Err(AddressError::Ended { .. })));
     }
 
     #[tokio::test]
@@ -441,7 +445,7 @@ mod tests {
 
         drop(mapping);
 
-        assert!(fake.peer.hear().await.is_none());
+        fake.peer.hear_the_end().await;
         assert_eq!(fake.calls.unmapped.lock().unwrap().len(), 1);
     }
 

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::entry::Target;
-use super::format::{Leaf, MAGIC, NODE_BITS, Root, Word, header, place, slot_index};
+use super::above;
+use super::entry::{Piece, Target, TranslateError};
+use super::format::{
+    Leaf, MAGIC, NODE_BITS, NODE_WORDS, Root, Slot, Word, header, place, slot_index,
+};
 use super::words::{HeapWords, LoadWord, WordSource};
 use crate::addr::{Granule, Iova, IovaRange};
 use crate::perm::Perm;
@@ -108,6 +111,43 @@ impl<W: WordSource> Walker<W> {
         }
     }
 
+    /// Pieces that together cover all of `range`, in order; the first error is the last item.
+    ///
+    /// As [`Iotlb::pieces`](super::Iotlb::pieces), but from the table, which knows no entries:
+    /// neighbours that lead on in the same region with the same perm are one piece; a granule that
+    /// is mapped in part counts as mapped; and of a range with too small a perm the error names what
+    /// one leaf covers of it. Each leaf is as it was at some instant of its own.
+    pub fn pieces(
+        &self,
+        range: IovaRange,
+        want: Perm,
+    ) -> impl Iterator<Item = Result<Piece, TranslateError>> {
+        let mut next = Some(range);
+        std::iter::from_fn(move || {
+            let rest = next.take()?;
+            let piece = self.leading_piece(rest, want);
+            if let Ok(piece) = piece {
+                next = above(rest, piece.range.last());
+            }
+            Some(piece)
+        })
+    }
+
+    /// The lowest mapped address in `range`, and where it leads.
+    ///
+    /// What is empty is passed over in steps as large as the table has them.
+    #[must_use]
+    pub fn next_mapped(&self, range: IovaRange) -> Option<(Iova, Hit)> {
+        let mut rest = Some(range);
+        while let Some(part) = rest {
+            match self.descend(part.start()) {
+                Ok(hit) => return Some((part.start(), hit)),
+                Err(empty_to) => rest = above(part, empty_to.max(part.start())),
+            }
+        }
+        None
+    }
+
     /// Number of the newest state that is wholly visible: a translation that begins after this call
     /// sees that state or a newer one.
     #[must_use]
@@ -125,6 +165,98 @@ impl<W: WordSource> Walker<W> {
     #[must_use]
     pub fn apertures(&self) -> Option<IovaRange> {
         IovaRange::from_len(Iova::new(self.apertures_start), self.apertures_bytes).ok()
+    }
+
+    /// The piece at the start of `rest`, as long as it is.
+    fn leading_piece(&self, rest: IovaRange, want: Perm) -> Result<Piece, TranslateError> {
+        let at = rest.start();
+        let hit = self.translate(at).ok_or(TranslateError::Hole { at })?;
+        let Hit { target, perm, last } = hit;
+        if !perm.allows(want) {
+            let range = until(rest, last);
+            return Err(TranslateError::Perm { range, perm, want });
+        }
+        let mut last = last;
+        while let Some(more) = above(rest, last) {
+            let skipped = more.start().get().wrapping_sub(at.get());
+            let offset_bytes = target.offset_bytes.wrapping_add(skipped);
+            let goes_on = self.translate(more.start()).filter(|hit| {
+                (hit.target, hit.perm)
+                    == (
+                        Target {
+                            offset_bytes,
+                            ..target
+                        },
+                        perm,
+                    )
+            });
+            match goes_on {
+                Some(hit) => last = hit.last,
+                None => break,
+            }
+        }
+        let range = until(rest, last);
+        Ok(Piece {
+            range,
+            target,
+            perm,
+        })
+    }
+
+    /// As [`Walker::translate`]; where nothing is mapped, the last address up to which there is
+    /// nothing either.
+    fn descend(&self, iova: Iova) -> Result<Hit, Iova> {
+        let words = self.words.words();
+        let load = |index: usize| words.get(index).map(LoadWord::load_acquire);
+        let end = self.namespace_end(iova);
+        let granule = iova.get().wrapping_shr(self.granule_shift);
+        let root = load(self.root_of(iova))
+            .and_then(Root::from_bits)
+            .ok_or(end)?;
+        if !root.covers(granule) {
+            return Err(self.before(root, granule).map_or(end, |last| last.min(end)));
+        }
+        let (mut node, mut shift) = (place(root.node), root.shift());
+        loop {
+            shift = shift.checked_sub(NODE_BITS).ok_or(end)?;
+            let index = slot_index(granule.wrapping_shr(shift));
+            let slot_at = |index| Word::from_bits(load(node | index).unwrap_or(0)).slot();
+            match slot_at(index) {
+                Slot::Leaf(leaf) => return Ok(self.hit(iova, leaf, shift)),
+                Slot::Node(below) => node = place(below),
+                Slot::Empty => {
+                    let others = (index + 1)..NODE_WORDS;
+                    let empty = others.take_while(|&index| slot_at(index) == Slot::Empty);
+                    return Err(self.slots_end(iova, shift, empty.count() as u64).min(end));
+                }
+            }
+        }
+    }
+
+    /// The last address that the tree of `iova` has to itself without a gap.
+    fn namespace_end(&self, iova: Iova) -> Iova {
+        match self.apertures() {
+            Some(range) if iova < range.start() => Iova::new(range.start().get() - 1),
+            Some(range) if iova <= range.last() => range.last(),
+            _ => Iova::new(u64::MAX),
+        }
+    }
+
+    /// The last address before all that lies below `root`; `None` if `granule` is not before it.
+    fn before(&self, root: Root, granule: u64) -> Option<Iova> {
+        let first = root.prefix.checked_shl(root.shift())?;
+        let first_byte = first.checked_shl(self.granule_shift)?;
+        (granule < first).then(|| Iova::new(first_byte.wrapping_sub(1)))
+    }
+
+    /// The last address of the slot of `1 << shift` granules around `iova`, and of so many more.
+    fn slots_end(&self, iova: Iova, shift: u32, more: u64) -> Iova {
+        let slot_bytes = 1u64.checked_shl(shift.wrapping_add(self.granule_shift));
+        let end = slot_bytes.and_then(|bytes| {
+            let end = iova.get() | (bytes - 1);
+            end.checked_add(bytes.checked_mul(more)?)
+        });
+        Iova::new(end.unwrap_or(u64::MAX))
     }
 
     /// Which word of the header is the root for this address.
@@ -153,6 +285,12 @@ impl<W: WordSource> Walker<W> {
             last: Iova::new(iova.get() | below),
         }
     }
+}
+
+/// The part of `range` up to `last`, which lies at its start or above.
+fn until(range: IovaRange, last: Iova) -> IovaRange {
+    let last = last.min(range.last());
+    IovaRange::new(range.start(), last).expect("a leaf covers what it was found for")
 }
 
 /// Without `W: Clone`: the words are shared.

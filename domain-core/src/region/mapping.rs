@@ -20,7 +20,8 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -224,9 +225,7 @@ impl SharedMemory {
     /// When not all of them are mapped.
     pub fn copy_out(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
         let span = self.span(offset, host_size_to_u64(into.len()), Access::ReadOnly)?;
-        // SAFETY: `span` is `into.len()` mapped, readable bytes. `into` is Rust's own memory, and
-        // no Rust slice ever lies in a reservation, so the two do not overlap.
-        unsafe { ptr::copy_nonoverlapping(span.start, into.as_mut_ptr(), span.len) };
+        span.copy_out(into);
         Ok(())
     }
 
@@ -237,8 +236,7 @@ impl SharedMemory {
     /// When not all of the bytes there are mapped read-write.
     pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
         let span = self.span(offset, host_size_to_u64(from.len()), Access::ReadWrite)?;
-        // SAFETY: as in `copy_out`, and the span is writable.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), span.start, span.len) };
+        span.copy_in(from);
         Ok(())
     }
 
@@ -337,6 +335,37 @@ impl SharedMemory {
             .map(SharedU64Mut::new)
     }
 
+    /// `len` bytes at `offset`, checked now and not again at every access.
+    ///
+    /// # Errors
+    ///
+    /// When not all of them are mapped with this access.
+    pub fn slice(
+        &self,
+        offset: u64,
+        len: u64,
+        access: Access,
+    ) -> Result<SharedSlice<'_>, AccessError> {
+        let span = self.span(offset, len, access)?;
+        Ok(SharedSlice { span, access })
+    }
+
+    /// What is mapped from `offset` to the end of its piece; `None` if nothing is.
+    #[inline]
+    pub fn rest(&self, offset: u64) -> Option<SharedSlice<'_>> {
+        let piece = self.pieces.holding(offset)?;
+        let len = piece.offset_bytes + piece.len_bytes - offset;
+        let span = Span {
+            start: self.address(offset),
+            len: host_size(len),
+            memory: PhantomData,
+        };
+        Some(SharedSlice {
+            span,
+            access: piece.access,
+        })
+    }
+
     /// All of it as words, to load.
     ///
     /// # Errors
@@ -364,26 +393,16 @@ impl SharedMemory {
     /// Without `Access::ReadWrite` only relaxed loads may be done through the reference: the page
     /// may be read-only.
     fn atomic32(&self, offset: u64, wanted: Access) -> Result<&AtomicU32, AccessError> {
-        let word = self.word(offset, 4, wanted)?.cast::<AtomicU32>();
-        // SAFETY: four mapped bytes, aligned to four, that stay mapped while `self` is borrowed.
-        // Any bytes are a valid atomic, and an atomic is the one thing that others may write to
-        // while it is referred to. Not `from_ptr`, which asks for writable memory even of a caller
-        // who only loads.
-        Ok(unsafe { &*word })
+        Ok(self.word(offset, 4, wanted)?.atomic32())
     }
 
     /// As `atomic32`.
     fn atomic64(&self, offset: u64, wanted: Access) -> Result<&AtomicU64, AccessError> {
-        let word = Span {
-            start: self.word(offset, 8, wanted)?.cast_mut(),
-            len: 8,
-            memory: PhantomData,
-        };
-        Ok(&word.cells()[0].0)
+        Ok(&self.word(offset, 8, wanted)?.cells()[0].0)
     }
 
-    /// The address of a naturally aligned word of `size` bytes.
-    fn word(&self, offset: u64, size: u64, wanted: Access) -> Result<*const u8, AccessError> {
+    /// A naturally aligned word of `size` bytes.
+    fn word(&self, offset: u64, size: u64, wanted: Access) -> Result<Span<'_>, AccessError> {
         // The reservation starts on a page, so an aligned offset is an aligned address.
         if !offset.is_multiple_of(size) {
             return Err(AccessError::Misaligned {
@@ -391,7 +410,7 @@ impl SharedMemory {
                 align: size,
             });
         }
-        Ok(self.span(offset, size, wanted)?.start.cast_const())
+        self.span(offset, size, wanted)
     }
 
     /// The one way from an offset to an address: whole inside mapped pieces that allow `wanted`, or
@@ -596,6 +615,332 @@ impl SharedWords {
     }
 }
 
+/// A part of shared memory that is mapped from end to end with one access.
+///
+/// Like a Rust slice, but of bytes that another process may be writing to. How long they mean what
+/// they meant when it was made is for whoever made it to say; they stay mapped, or become
+/// inaccessible ([`Window::revoke`]), and never become anything else.
+#[derive(Clone, Copy)]
+pub struct SharedSlice<'a> {
+    span: Span<'a>,
+    access: Access,
+}
+
+impl<'a> SharedSlice<'a> {
+    /// Its length in bytes.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        host_size_to_u64(self.span.len)
+    }
+
+    /// Are there no bytes?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.span.len == 0
+    }
+
+    /// What may be done with it.
+    #[inline]
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Its first byte, for system calls and devices. Another process may write there at any
+    /// instant: no Rust reference may be made of it.
+    #[inline]
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
+        self.span.start.cast_const()
+    }
+
+    /// As [`SharedSlice::as_ptr`]; `None` if it is read-only.
+    #[inline]
+    #[must_use]
+    pub fn as_mut_ptr(&self) -> Option<*mut u8> {
+        (self.access == Access::ReadWrite).then_some(self.span.start)
+    }
+
+    /// The same bytes, to load only.
+    #[inline]
+    #[must_use]
+    pub fn read_only(self) -> SharedSlice<'a> {
+        let access = Access::ReadOnly;
+        SharedSlice { access, ..self }
+    }
+
+    /// Its first `len` bytes, or all if it has not so many.
+    #[inline]
+    #[must_use]
+    pub fn first(self, len: u64) -> SharedSlice<'a> {
+        let mut span = self.span;
+        span.len = span.len.min(usize::try_from(len).unwrap_or(usize::MAX));
+        SharedSlice { span, ..self }
+    }
+
+    /// `len` of its bytes, from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError::OutOfBounds`] if there are not so many.
+    #[inline]
+    pub fn slice(&self, offset: u64, len: u64) -> Result<SharedSlice<'a>, AccessError> {
+        let span = self.part(offset, len, Access::ReadOnly)?;
+        Ok(SharedSlice { span, ..*self })
+    }
+
+    /// Copies `into.len()` bytes at `offset` out.
+    ///
+    /// # Errors
+    ///
+    /// When there are not so many.
+    #[inline]
+    pub fn copy_out(&self, offset: u64, into: &mut [u8]) -> Result<(), AccessError> {
+        let len = host_size_to_u64(into.len());
+        self.part(offset, len, Access::ReadOnly)?.copy_out(into);
+        Ok(())
+    }
+
+    /// Copies `from` in at `offset`. Threads must not write the same bytes at the same time.
+    ///
+    /// # Errors
+    ///
+    /// When it does not fit, or the slice is read-only.
+    #[inline]
+    pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
+        let len = host_size_to_u64(from.len());
+        self.part(offset, len, Access::ReadWrite)?.copy_in(from);
+        Ok(())
+    }
+
+    /// The 32-bit word at `offset`, to load and to wait on.
+    ///
+    /// # Errors
+    ///
+    /// When it does not lie inside, or its address is not a multiple of 4.
+    pub fn word32(&self, offset: u64) -> Result<SharedU32<'a>, AccessError> {
+        let word = self.word(offset, 4, Access::ReadOnly)?;
+        Ok(SharedU32::new(word.atomic32()))
+    }
+
+    /// The 32-bit word at `offset`, to load, store, wait on and wake.
+    ///
+    /// # Errors
+    ///
+    /// As [`SharedSlice::word32`], and when the slice is read-only.
+    pub fn word32_mut(&self, offset: u64) -> Result<SharedU32Mut<'a>, AccessError> {
+        let word = self.word(offset, 4, Access::ReadWrite)?;
+        Ok(SharedU32Mut::new(word.atomic32()))
+    }
+
+    /// The 64-bit word at `offset`, to load.
+    ///
+    /// # Errors
+    ///
+    /// When it does not lie inside, or its address is not a multiple of 8.
+    pub fn word64(&self, offset: u64) -> Result<SharedU64<'a>, AccessError> {
+        let word = self.word(offset, 8, Access::ReadOnly)?;
+        Ok(SharedU64::new(&word.cells()[0].0))
+    }
+
+    /// The 64-bit word at `offset`, to load and store.
+    ///
+    /// # Errors
+    ///
+    /// As [`SharedSlice::word64`], and when the slice is read-only.
+    pub fn word64_mut(&self, offset: u64) -> Result<SharedU64Mut<'a>, AccessError> {
+        let word = self.word(offset, 8, Access::ReadWrite)?;
+        Ok(SharedU64Mut::new(&word.cells()[0].0))
+    }
+
+    /// Unlike offsets in a reservation, those of a slice say nothing of the address.
+    fn word(&self, offset: u64, size: u64, wanted: Access) -> Result<Span<'a>, AccessError> {
+        let word = self.part(offset, size, wanted)?;
+        if !host_size_to_u64(word.start.addr()).is_multiple_of(size) {
+            let align = size;
+            return Err(AccessError::Misaligned { offset, align });
+        }
+        Ok(word)
+    }
+
+    #[inline]
+    fn part(&self, offset: u64, len: u64, wanted: Access) -> Result<Span<'a>, AccessError> {
+        let whole = self.len();
+        if offset > whole || len > whole - offset {
+            let unmapped_at = whole.max(offset);
+            return Err(AccessError::OutOfBounds {
+                offset,
+                len,
+                unmapped_at,
+            });
+        }
+        if !self.access.allows(wanted) {
+            return Err(AccessError::ReadOnly {
+                offset,
+                len,
+                read_only_at: offset,
+            });
+        }
+        Ok(Span {
+            start: self.span.start.wrapping_add(host_size(offset)),
+            len: host_size(len),
+            memory: PhantomData,
+        })
+    }
+}
+
+/// Says no address: logs must not help an attacker.
+impl fmt::Debug for SharedSlice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedSlice")
+            .field("len", &self.span.len)
+            .field("access", &self.access)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A memfd that is mapped whole and can be taken back while others still know its addresses.
+#[derive(Debug)]
+pub struct Window {
+    /// One piece, from end to end.
+    memory: SharedMemory,
+    access: Access,
+    /// The kernel did not say whose the addresses are: see `SharedMemory::place`.
+    is_lost: AtomicBool,
+}
+
+impl Window {
+    /// Maps the first `len_bytes` of a memfd, whole pages of it. The descriptor is not kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`SharedMemory::reserve`] and [`SharedMemory::map_at`].
+    pub fn map(
+        fd: BorrowedFd<'_>,
+        len_bytes: u64,
+        align_bytes: u64,
+        access: Access,
+    ) -> Result<Window, MapError> {
+        let mut memory = SharedMemory::reserve(len_bytes, align_bytes)?;
+        memory.map_at(0, len_bytes, fd, access)?;
+        Ok(Window {
+            memory,
+            access,
+            is_lost: AtomicBool::new(false),
+        })
+    }
+
+    /// From `offset` to the end; `None` if that lies behind it.
+    #[inline]
+    pub fn rest(&self, offset: u64) -> Option<SharedSlice<'_>> {
+        let len = self.memory.len_bytes();
+        if offset >= len {
+            return None;
+        }
+        let span = Span {
+            start: self.memory.address(offset),
+            len: host_size(len - offset),
+            memory: PhantomData,
+        };
+        Some(SharedSlice {
+            span,
+            access: self.access,
+        })
+    }
+
+    /// Its length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.memory.len_bytes()
+    }
+
+    /// Lets go of the memory. Inaccessible pages take its place until the window is dropped: who
+    /// uses an address of it after all gets a SIGSEGV, as a device would get a fault, and never
+    /// somebody else's memory.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, and then the memory may still be mapped.
+    pub fn revoke(&self) -> io::Result<()> {
+        let at = self.memory.address(0).cast::<c_void>();
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: the window's own addresses, all of them, so that no piece is cut. Slices of it may
+        // exist, and are raw pointers: what uses them now traps. What replaces the memory belongs
+        // to nobody and can be neither read nor written.
+        let revoked = unsafe { mmap_anonymous(at, self.memory.len, ProtFlags::empty(), flags) };
+        if revoked.is_err() {
+            self.is_lost.store(true, Ordering::Relaxed);
+        }
+        revoked?;
+        Ok(())
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        if *self.is_lost.get_mut() {
+            let whole = self.memory.pieces.as_slice()[0];
+            self.memory.lost.insert(whole);
+        }
+    }
+}
+
+/// Windows by number. Each can be replaced; none is dropped before all are: who has looked one up may
+/// go on using it without a lock.
+pub struct Windows {
+    /// Null, or into `all`.
+    slots: Box<[AtomicPtr<Window>]>,
+    /// Whatever was ever put in. Only grows. Held for single pushes.
+    all: Mutex<Vec<Arc<Window>>>,
+}
+
+impl Windows {
+    /// Room for so many, all empty.
+    #[must_use]
+    pub fn new(count: usize) -> Windows {
+        Windows {
+            slots: (0..count).map(|_| AtomicPtr::default()).collect(),
+            all: Mutex::default(),
+        }
+    }
+
+    /// The window of this number.
+    #[inline]
+    #[must_use]
+    pub fn get(&self, number: usize) -> Option<&Window> {
+        let window = self.slots.get(number)?.load(Ordering::Acquire);
+        // SAFETY: null, or from an `Arc` that `put` stored in `all`, where it stays while `self`
+        // lives; nobody has a `&mut Window` before that ends.
+        unsafe { window.as_ref() }
+    }
+
+    /// Puts a window in; what was there before is no longer found.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such number.
+    pub fn put(&self, number: usize, window: Arc<Window>) {
+        // A `Vec` after a panic is still one.
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let address = Arc::as_ptr(&window).cast_mut();
+        all.push(window);
+        self.slots[number].store(address, Ordering::Release);
+    }
+
+    /// Takes a window out: it is no longer found. Whoever has found it before still has it.
+    pub fn take(&self, number: usize) {
+        if let Some(slot) = self.slots.get(number) {
+            slot.store(ptr::null_mut(), Ordering::Release);
+        }
+    }
+}
+
+impl fmt::Debug for Windows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Windows").finish_non_exhaustive()
+    }
+}
+
 /// Mapped bytes that allow the access that was asked for. Made by [`SharedMemory::span`] and of what
 /// that has checked.
 #[derive(Clone, Copy)]
@@ -615,6 +960,37 @@ impl<'a> Span<'a> {
         // the reservation starts on a page, and what callers add to that are multiples of eight.
         // A cell is an atomic, `repr(transparent)`.
         unsafe { std::slice::from_raw_parts(start, self.len / 8) }
+    }
+}
+
+impl<'a> Span<'a> {
+    /// The word that it is. Only relaxed loads, unless it is writable.
+    #[inline]
+    fn atomic32(self) -> &'a AtomicU32 {
+        let word = self.start.cast_const().cast::<AtomicU32>();
+        debug_assert!(word.is_aligned() && self.len == 4, "a span of one word");
+        // SAFETY: four mapped bytes, aligned to four, that stay mapped while the memory is borrowed.
+        // Any bytes are a valid atomic, and an atomic is the one thing that others may write to
+        // while it is referred to. Not `from_ptr`, which asks for writable memory even of a caller
+        // who only loads.
+        unsafe { &*word }
+    }
+
+    /// `into` is as long as the span.
+    #[inline]
+    fn copy_out(self, into: &mut [u8]) {
+        assert_eq!(self.len, into.len(), "a span is what was asked for");
+        // SAFETY: `into.len()` mapped, readable bytes. `into` is Rust's own memory, and no Rust
+        // slice ever lies in a reservation, so the two do not overlap.
+        unsafe { ptr::copy_nonoverlapping(self.start, into.as_mut_ptr(), self.len) };
+    }
+
+    /// `from` is as long as the span, which is writable.
+    #[inline]
+    fn copy_in(self, from: &[u8]) {
+        assert_eq!(self.len, from.len(), "a span is what was asked for");
+        // SAFETY: as in `copy_out`, and the span is writable.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.start, self.len) };
     }
 }
 
@@ -1695,5 +2071,128 @@ mod tests {
             "{shown}"
         );
         assert!(!shown.contains(&0xDEAD.to_string()), "{shown}");
+    }
+
+    // Slices and windows.
+
+    #[test]
+    fn a_slice_is_checked_once_and_bounds_what_is_done_with_it() {
+        let memory = read_write(2);
+        let slice = memory.slice(PAGE - 4, 8, Access::ReadWrite).unwrap();
+
+        slice.copy_in(2, b"abc").unwrap();
+
+        let mut around = [0xff; 8];
+        slice.copy_out(0, &mut around).unwrap();
+        assert_eq!(&around, b"\0\0abc\0\0\0");
+        assert_eq!(bytes(&memory, PAGE - 2, 3), b"abc");
+        assert_eq!(slice.as_ptr().addr(), memory.address(PAGE - 4).addr());
+        for (offset, len) in [(6, 3), (8, 1), (9, 0), (u64::MAX, 2)] {
+            assert!(
+                matches!(
+                    slice.copy_out(offset, &mut vec![0; len]),
+                    Err(AccessError::OutOfBounds { .. })
+                ),
+                "{offset} {len}"
+            );
+        }
+        let inner = slice.slice(2, 3).unwrap();
+        inner.copy_out(0, &mut around[..3]).unwrap();
+        assert_eq!(&around[..3], b"abc");
+        assert!(slice.slice(6, 3).is_err() && inner.slice(0, 4).is_err());
+        assert_eq!((inner.first(2).len(), inner.first(9).len()), (2, 3));
+        assert!(memory.slice(PAGE, PAGE + 1, Access::ReadOnly).is_err());
+    }
+
+    #[test]
+    fn words_of_a_slice_are_aligned_by_their_address_and_not_by_their_offset() {
+        let memory = read_write(1);
+        let slice = memory.slice(4, 12, Access::ReadWrite).unwrap();
+
+        slice.word64_mut(4).unwrap().store(7, Relaxed);
+
+        assert_eq!(memory.word64(8).unwrap().load(Relaxed), 7);
+        assert_eq!(slice.word32(0).unwrap().load(Relaxed), 0);
+        let odd = slice.word64(0).unwrap_err();
+        assert!(matches!(odd, AccessError::Misaligned { align: 8, .. }));
+        assert!(slice.word64(8).is_err() && slice.word32(10).is_err());
+    }
+
+    #[test]
+    fn a_read_only_slice_cannot_be_written_whatever_its_memory_allows() {
+        let memory = read_write(1);
+        let read_only = memory.rest(0).unwrap().read_only();
+
+        assert!(matches!(
+            read_only.copy_in(0, b"a"),
+            Err(AccessError::ReadOnly { .. })
+        ));
+        assert!(read_only.word32_mut(0).is_err() && read_only.word64_mut(0).is_err());
+        assert_eq!(read_only.as_mut_ptr(), None);
+        assert!(read_only.slice(0, 1).unwrap().as_mut_ptr().is_none());
+    }
+
+    #[test]
+    fn the_rest_ends_with_the_piece() {
+        let mut memory = SharedMemory::reserve(8 * PAGE, PAGE).unwrap();
+        memory
+            .map_at(PAGE, 2 * PAGE, memfd(2).as_fd(), Access::ReadOnly)
+            .unwrap();
+
+        let len = |offset| memory.rest(offset).map(|slice| slice.len());
+        assert_eq!(len(PAGE), Some(2 * PAGE));
+        assert_eq!(len(3 * PAGE - 1), Some(1));
+        assert_eq!([0, PAGE - 1, 3 * PAGE, u64::MAX].map(len), [None; 4]);
+    }
+
+    fn window(name: &str, pages: u64) -> Window {
+        let fd = driver_memfd(name, pages * PAGE).unwrap();
+        Window::map(fd.as_fd(), pages * PAGE, PAGE, Access::ReadWrite).unwrap()
+    }
+
+    #[test]
+    fn a_revoked_window_leaves_inaccessible_pages_that_nobody_else_gets() {
+        let name = format!("revoked-{}", std::process::id());
+        let is_mapped = || {
+            let maps = fs::read_to_string("/proc/self/maps").unwrap();
+            maps.contains(&name)
+        };
+        let window = window(&name, 4);
+        let address = window.rest(0).unwrap().as_ptr().addr();
+        assert!(is_mapped() && maps_line(address).unwrap().contains(" rw-s "));
+
+        window.revoke().unwrap();
+
+        assert!(!is_mapped(), "the memory is let go of");
+        let places = [address, address + host_size(4 * PAGE) - 1];
+        for place in places {
+            assert!(maps_line(place).unwrap().contains(" ---p "));
+        }
+        // Much that is mapped later lies elsewhere.
+        let later: Vec<_> = (0..100).map(|_| read_write(1)).collect();
+        let taken = address..address + host_size(4 * PAGE);
+        for memory in &later {
+            assert!(!taken.contains(&memory.address(0).addr()));
+        }
+        drop(window);
+    }
+
+    #[test]
+    fn windows_are_found_by_number_and_outlive_their_place() {
+        let windows = Windows::new(2);
+        assert!(windows.get(0).is_none() && windows.get(2).is_none());
+        windows.put(1, Arc::new(window("first", 1)));
+        let first = windows.get(1).unwrap();
+        first.rest(0).unwrap().copy_in(0, b"first").unwrap();
+
+        windows.put(1, Arc::new(window("second", 2)));
+
+        assert_eq!(windows.get(1).unwrap().len_bytes(), 2 * PAGE);
+        let mut bytes = [0; 5];
+        first.rest(0).unwrap().copy_out(0, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"first");
+        windows.take(1);
+        windows.take(7);
+        assert!(windows.get(1).is_none());
     }
 }

@@ -42,7 +42,9 @@ mod sparse;
 mod word;
 
 pub use client_memory::{ClientMemory, MemoryRefused, ShareError, SharedFile, SpanError};
-pub use mapping::{CopyError, MapError, SharedCell, SharedMemory, SharedWords};
+pub use mapping::{
+    CopyError, MapError, SharedCell, SharedMemory, SharedSlice, SharedWords, Window, Windows,
+};
 pub use memfd::{Backing, RegionError, driver_memfd};
 pub use owned::{FileIdentity, Grant, Region};
 pub use pieces::{Access, AccessError, Piece};

@@ -73,6 +73,16 @@ impl Pieces {
             .copied()
     }
 
+    /// The piece that `offset` lies in.
+    #[inline]
+    pub(super) fn holding(&self, offset: u64) -> Option<Piece> {
+        let first = self.0.partition_point(|piece| piece.end() <= offset);
+        self.0
+            .get(first)
+            .filter(|piece| piece.offset_bytes <= offset)
+            .copied()
+    }
+
     /// Adds a piece. That it overlaps none is the caller's promise.
     pub(super) fn insert(&mut self, piece: Piece) {
         assert!(

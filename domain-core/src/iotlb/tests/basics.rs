@@ -392,5 +392,10 @@ fn a_walker_survives_any_words() {
             let _ = walker.translate(Iova::new(state));
             let _ = walker.translate(Iova::new(state >> 40));
         }
+        let range = bytes(state >> 8, 64 * P);
+        if let Some((at, hit)) = walker.next_mapped(range) {
+            assert!(range.start() <= at && at <= range.last() && at <= hit.last);
+        }
+        assert!(walker.pieces(range, Perm::Read).count() <= 64);
     }
 }

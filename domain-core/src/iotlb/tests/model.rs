@@ -273,7 +273,159 @@ impl Pair {
     }
 }
 
+/// What a walker says of ranges, against what the entries say.
+impl Pair {
+    /// An entry in whole granules, which is all that the table knows of it.
+    fn widened(entry: &Entry) -> Entry {
+        let range = widen(entry.range, Granule::Size4K);
+        let lead = entry.range.start().offset_from(range.start()).unwrap();
+        let offset_bytes = entry.target.offset_bytes - lead;
+        Entry {
+            range,
+            target: Target {
+                offset_bytes,
+                ..entry.target
+            },
+            ..*entry
+        }
+    }
+
+    /// The pieces of a range, and where and why they end before it does.
+    fn pieces(&self, range: IovaRange, want: Perm) -> (Vec<Piece>, Option<(Iova, Option<Perm>)>) {
+        let (mut pieces, mut rest) = (Vec::<Piece>::new(), Some(range));
+        while let Some(part) = rest {
+            let byte = IovaRange::new(part.start(), part.start()).unwrap();
+            let entries = self.iotlb.entries().map(|entry| Self::widened(&entry));
+            let entry = entries.into_iter().find(|entry| entry.range.contains(byte));
+            match entry {
+                Some(entry) if entry.perm.allows(want) => join(&mut pieces, entry.clip(part)),
+                refused => return (pieces, Some((part.start(), refused.map(|e| e.perm)))),
+            }
+            rest = above(part, entry.unwrap().range.last());
+        }
+        (pieces, None)
+    }
+
+    fn compare_pieces(&self, walker: &Walker<HeapWords>, range: IovaRange, want: Perm) {
+        let (mut found, mut end) = (Vec::new(), None);
+        for piece in walker.pieces(range, want) {
+            assert_eq!(end, None, "an error is the last item");
+            match piece {
+                Ok(piece) => found.push(piece),
+                Err(TranslateError::Hole { at }) => end = Some((at, None)),
+                Err(TranslateError::Perm {
+                    range: part, perm, ..
+                }) => {
+                    assert!(range.contains(part));
+                    end = Some((part.start(), Some(perm)));
+                }
+            }
+        }
+        assert_eq!((found, end), self.pieces(range, want), "{range} {want}");
+    }
+
+    fn compare_next(&self, walker: &Walker<HeapWords>, range: IovaRange) {
+        let mut entries = self.iotlb.entries().map(|entry| Self::widened(&entry));
+        let expected = entries.find(|entry| entry.range.overlaps(range));
+        let found = walker.next_mapped(range);
+        let found = found.map(|(at, hit)| (at, walker.translate(at), hit));
+        let at = expected.map(|entry| entry.range.start().max(range.start()));
+        assert_eq!(found.map(|(at, ..)| at), at, "{range}");
+        if let Some((_, translated, hit)) = found {
+            assert_eq!(translated, Some(hit));
+        }
+    }
+
+    fn compare_ranges(&self) {
+        let walker = self.iotlb.walker();
+        let entries: Vec<_> = self.iotlb.entries().collect();
+        let mut edges = vec![0, u64::MAX, APERTURES * P - 1, APERTURES * P];
+        for entry in &entries {
+            let (start, last) = (entry.range.start().get(), entry.range.last().get());
+            edges.extend([start.saturating_sub(P), start, start + (last - start) / 3]);
+            edges.extend([last, last.saturating_add(1 + P)]);
+        }
+        edges.sort_unstable();
+        for (n, &from) in edges.iter().enumerate() {
+            for step in [0, 1, 4, 9, 40] {
+                let to = edges[(n + step).min(edges.len() - 1)];
+                let range = IovaRange::new(Iova::new(from), Iova::new(to)).unwrap();
+                self.compare_next(&walker, range);
+                for want in [Perm::Read, Perm::ReadWrite] {
+                    self.compare_pieces(&walker, range, want);
+                }
+            }
+        }
+    }
+}
+
+/// Adds a piece, to the last one if it leads on from there.
+fn join(pieces: &mut Vec<Piece>, piece: Piece) {
+    let Some(before) = pieces.last_mut() else {
+        return pieces.push(piece);
+    };
+    let skipped = piece.range.start().offset_from(before.range.start());
+    let goes_on = Target {
+        offset_bytes: before.target.offset_bytes + skipped.unwrap(),
+        ..before.target
+    };
+    if (piece.target, piece.perm) == (goes_on, before.perm) {
+        before.range = IovaRange::new(before.range.start(), piece.range.last()).unwrap();
+    } else {
+        pieces.push(piece);
+    }
+}
+
+/// Neighbours that continue one another, which random ones hardly ever are.
+fn neighbours() -> impl Strategy<Value = Vec<Spec>> {
+    let cut = (1..700u64, 0..5u8);
+    (first(), prop::collection::vec(cut, 1..12)).prop_map(|(first, cuts)| {
+        let mut at = first;
+        let spec = |at: u64, count, slot, perm| Spec {
+            first: at,
+            count,
+            slot,
+            // Leads on where its neighbour does, and no further than a region can reach.
+            offset: at & 0xfff_ffff,
+            perm,
+            lead: 0,
+            tail: 0,
+        };
+        let specs = cuts
+            .into_iter()
+            .filter(|_| first < TOP / 2)
+            .map(|(count, change)| {
+                at += count + u64::from(change == 4);
+                let perm = if change == 3 {
+                    Perm::Read
+                } else {
+                    Perm::ReadWrite
+                };
+                spec(at - count, count, u32::from(change == 2), perm)
+            });
+        specs.collect()
+    })
+}
+
 proptest! {
+    #[test]
+    fn a_walker_says_of_ranges_what_the_entries_say(
+        ops in prop::collection::vec(op(), 0..30),
+        runs in prop::collection::vec(neighbours(), 0..4),
+    ) {
+        let mut pair = Pair {
+            iotlb: iotlb(2000),
+            model: Model::new(),
+        };
+        for op in ops {
+            pair.apply(op);
+        }
+        for spec in runs.into_iter().flatten() {
+            pair.apply(Op::Insert(spec));
+        }
+        pair.compare_ranges();
+    }
+
     #[test]
     fn an_iotlb_answers_as_a_list_of_entries_would(ops in prop::collection::vec(op(), 1..60)) {
         let mut pair = Pair {
