@@ -139,13 +139,14 @@ impl FdSocket {
     /// A session has ended: listens to what it still has to say, and looks
     /// whether it can reach anything, until it cannot.
     async fn see_off(&self, frames: &FrameSocket, live: &Arc<Live>, over: &Over) {
-        if ghost::looks_gone(&self.registry, live).await {
+        let by_itself = !matches!(over, Over::Ended(..)) || live.peer.is_dead();
+        if ghost::looks_gone(&self.registry, live, by_itself).await {
             return;
         }
         let (registry, stop) = (Arc::clone(&self.registry), self.stop.clone());
         let looking = tokio::spawn(ghost::keep_looking(registry, Arc::clone(live), stop));
         // Another process that has the socket, too, does not speak for the one that is gone.
-        if !matches!(over, Over::Ended(..)) || live.peer.is_dead() {
+        if by_itself {
             return;
         }
         tokio::select! {
@@ -377,7 +378,10 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         if !self.ended {
             let (registry, live) = (Arc::clone(&self.registry), Arc::clone(&self.live));
-            let end = move || registry.end(&live, EndReason::Unspecified);
+            let end = move || {
+                registry.end(&live, EndReason::Unspecified);
+                registry.parted(&live);
+            };
             // It may have much to zero; a panic may have left no runtime.
             match tokio::runtime::Handle::try_current() {
                 Ok(runtime) => drop(runtime.spawn_blocking(end)),

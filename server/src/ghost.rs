@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::live::Live;
@@ -12,29 +12,34 @@ use crate::offload::off_worker;
 use crate::peer::Peer;
 use crate::registry::Registry;
 
-/// A process that was killed lets go of its files a moment after its sockets
-/// have closed.
-const FIRST_LOOKS: [Duration; 4] = [
-    Duration::ZERO,
-    Duration::from_millis(1),
-    Duration::from_millis(3),
-    Duration::from_millis(10),
-];
-/// From then on. Looking costs a system call for each region of the domain.
-const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// Looking costs a system call for each region of the domain.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// A process that was killed lets go of its files a moment after its sockets
+/// have closed; of much memory, after a longer one.
+const PARTING: Duration = Duration::from_secs(1);
 
-/// Looks whether a session that has just ended is gone already; answers so.
-pub(crate) async fn looks_gone(registry: &Arc<Registry>, live: &Arc<Live>) -> bool {
-    for pause in FIRST_LOOKS {
-        if !pause.is_zero() {
-            sleep(pause).await;
-        }
+/// Looks whether a session that has just ended is gone already; of one that ended
+/// by itself for a moment, because it soon is. Answers so.
+pub(crate) async fn looks_gone(
+    registry: &Arc<Registry>,
+    live: &Arc<Live>,
+    by_itself: bool,
+) -> bool {
+    let until = Instant::now() + PARTING;
+    let mut pause = PAUSE_MIN;
+    let gone = loop {
         if bury(registry, live).await {
-            return true;
+            break true;
         }
-    }
-    false
+        if !by_itself || Instant::now() > until {
+            break false;
+        }
+        sleep(pause).await;
+        pause *= 2;
+    };
+    registry.parted(live);
+    gone
 }
 
 /// Looks again and again until a session is gone, or the daemon stops. No time

@@ -1,12 +1,14 @@
 //! One domain with its name, its owner and its share of the budget.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use domain_core::Domain;
 use domain_core::addr::IovaRange;
 use domain_core::domain::Settings;
 use domain_core::layout::{ApertureKind, Layout};
+use domain_core::session::SessionId;
 use domaind_proto::names::DomainId;
 use domaind_proto::v1;
 use tokio_util::sync::CancellationToken;
@@ -25,11 +27,38 @@ pub(crate) struct Hosted {
     pub(crate) core: Domain,
     /// Rung by `core` at every change.
     pub(crate) signal: Arc<Signal>,
+    /// Sessions that have just ended, and are about to be found gone or not.
+    pub(crate) parting: Parting,
     /// Called when it is not to be had by its name any more, whoever still has it.
     pub(crate) deleted: CancellationToken,
     /// Given back when the last session has let go of the domain. Below `core`,
     /// so that the memory is gone before its bytes count as free.
     pub(crate) _share: Share,
+}
+
+/// Sessions that have just ended. Whoever waits for them waits a little longer:
+/// of a process that was killed it is soon known that it is gone.
+#[derive(Debug, Default)]
+pub(crate) struct Parting(Mutex<BTreeSet<SessionId>>);
+
+impl Parting {
+    pub(crate) fn begin(&self, session: SessionId) {
+        self.lock().insert(session);
+    }
+
+    pub(crate) fn end(&self, session: SessionId) {
+        self.lock().remove(&session);
+    }
+
+    pub(crate) fn includes(&self, sessions: &[SessionId]) -> bool {
+        let parting = self.lock();
+        sessions.iter().any(|session| parting.contains(session))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<SessionId>> {
+        // A set after a panic is still a set.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Hosted {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
 use crate::budget::{Budget, OverBudget, TableShare};
-use crate::hosted::{Hosted, now_unix_ms};
+use crate::hosted::{Hosted, Parting, now_unix_ms};
 use crate::live::{End, Live, Token, Wants};
 use crate::peer::Peer;
 use crate::reader::SessionReader;
@@ -183,6 +183,7 @@ impl Registry {
             create_time_unix_ms: now_unix_ms(),
             core,
             signal,
+            parting: Parting::default(),
             deleted: CancellationToken::new(),
             _share: share,
         });
@@ -304,9 +305,17 @@ impl Registry {
     /// Ends a session: all that it held is released, zeroed first. What it may
     /// still reach waits until it is [forgotten](Registry::forget).
     pub(crate) fn end(&self, session: &Live, reason: EndReason) {
-        self.write().haunt(session.id);
+        if self.write().haunt(session.id).is_some() {
+            session.domain.parting.begin(session.id);
+        }
         session.end.call(reason);
         session.domain.core.fence(session.id);
+    }
+
+    /// Nobody looks any more whether a session that has ended is gone at once.
+    pub(crate) fn parted(&self, session: &Live) {
+        session.domain.parting.end(session.id);
+        session.domain.signal.changed();
     }
 
     /// A session, attached or ended, holds nothing any more.
@@ -328,6 +337,15 @@ impl Registry {
         }
     }
 
+    /// A session that has not ended.
+    pub(crate) fn attached(&self, who: Principal, id: SessionId) -> Result<Arc<Live>, Missing> {
+        let found = self.read().sessions.get(&id).cloned();
+        found
+            .filter(|session| who.may_see(&session.domain))
+            .ok_or(Missing::Session(id))
+    }
+
+    /// A session, attached or ended, that may reach something.
     pub(crate) fn session(&self, who: Principal, id: SessionId) -> Result<Arc<Live>, Missing> {
         let found = {
             let tables = self.read();

@@ -21,8 +21,10 @@ pub(crate) async fn acknowledged(domain: &Hosted, generation: u64) -> Result<(),
     loop {
         match domain.core.progress(removal) {
             Progress::Done => return Ok(()),
-            Progress::Quarantined(sessions) => return Err(not_acknowledged(&sessions)),
-            Progress::Waiting(_) => {}
+            Progress::Quarantined(sessions) if !domain.parting.includes(&sessions) => {
+                return Err(not_acknowledged(&sessions));
+            }
+            Progress::Quarantined(_) | Progress::Waiting(_) => {}
         }
         if let Err(Gone) = changes.changed().await {
             return Ok(());

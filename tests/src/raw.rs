@@ -448,9 +448,10 @@ impl Raw {
     #[must_use]
     pub fn view(&self) -> Vec<(u64, Vec<u8>)> {
         let regions = self.given.regions.iter();
+        // The table and the session page show no iova.
         regions
-            .map(|(region, fd)| {
-                let range = region.range.expect("a region has a range");
+            .filter_map(|(region, fd)| Some((region.range?, fd)))
+            .map(|(range, fd)| {
                 let len = usize::try_from(range.last - range.start + 1).expect("it fits");
                 (range.start, files::peek(fd, 0, len))
             })

@@ -74,7 +74,7 @@ impl SessionService for Sessions {
         let turn = self.registry.users.turn(who, &request).await?;
         let registry = Arc::clone(&self.registry);
         let evict = move || {
-            let session = registry.session(who, parse_session(&request.name)?)?;
+            let session = registry.attached(who, parse_session(&request.name)?)?;
             registry.end(&session, EndReason::Evicted);
             Ok(v1::EvictSessionResponse {})
         };
