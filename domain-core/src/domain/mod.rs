@@ -885,7 +885,7 @@ impl Domain {
                 return Ok(true);
             }
         }
-        self.look().iotlb.words().is_granted(mark)
+        self.look().iotlb.words().is_marked(mark)
     }
 
     /// Bytes of the page table that a session maps.

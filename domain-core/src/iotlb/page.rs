@@ -116,6 +116,12 @@ impl<W: WordSource> SessionPage<W> {
         mark.unwrap_or(SLOTS).min(SLOTS)
     }
 
+    /// Its words, for those who break its rules on purpose.
+    #[cfg(all(loom, test))]
+    pub(super) fn words(&self) -> &W {
+        &self.words
+    }
+
     #[inline]
     fn load(&self, index: usize) -> u64 {
         self.words.words()[index].load_acquire()
@@ -244,7 +250,8 @@ impl WordSink for PageRegion {
     }
 }
 
-const fn slot_word(slot: usize) -> usize {
+/// Which word a slot is.
+pub(super) const fn slot_word(slot: usize) -> usize {
     (slot + 1) * SLOT_WORDS
 }
 

@@ -132,20 +132,20 @@ impl RegionWords {
         self.region.grant()
     }
 
-    /// As [`grant`](RegionWords::grant), under a mark that
-    /// [`RegionWords::is_granted`] asks for.
+    /// As [`RegionWords::grant`], with a mark: see
+    /// [`Region::grant_marked`](crate::region::Region::grant_marked).
     ///
     /// # Errors
-    /// [`RegionError`].
+    /// As that.
     pub fn grant_marked(&self, mark: u64) -> Result<Grant, RegionError> {
         self.region.grant_marked(mark)
     }
 
-    /// Does anybody still hold a grant of this mark?
+    /// As [`Region::is_marked`](crate::region::Region::is_marked).
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn is_granted(&self, mark: u64) -> io::Result<bool> {
+    /// As that.
+    pub fn is_marked(&self, mark: u64) -> io::Result<bool> {
         self.region.is_marked(mark)
     }
 

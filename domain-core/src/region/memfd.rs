@@ -51,8 +51,6 @@ impl Backing {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the docs
 pub enum RegionError {
-    #[error("mark a region's description")]
-    Mark(#[source] io::Error),
     #[error("a memfd's name has no NUL and at most {NAME_BYTES_MAX} bytes (this has {bytes})")]
     BadName { bytes: usize },
     #[error("length {len} is not a positive multiple of {unit} bytes")]
@@ -77,6 +75,8 @@ pub enum RegionError {
     Inspect(#[source] io::Error),
     #[error("open the memfd again through /proc/self/fd")]
     Reopen(#[source] io::Error),
+    #[error("mark the grant with {mark}")]
+    Mark { mark: u64, source: io::Error },
 }
 
 /// Makes a memfd that a driver can register: `len_bytes` of zeroes, close-on-exec, allocated, of

@@ -83,23 +83,24 @@ impl Region {
         reopen(&self.memfd, access)
     }
 
-    /// As [`grant`](Region::grant), with a mark on it that [`Region::is_marked`] sees as long as
-    /// anybody holds the grant, or has mapped it.
+    /// As [`Region::grant`], with a mark that the grant has for as long as it exists: until its last
+    /// descriptor is closed and nothing is mapped through it any more, in whatever process. Several
+    /// grants may have the same one.
     ///
     /// # Errors
     ///
-    /// [`RegionError::Reopen`]; [`RegionError::Mark`] when the kernel has no such locks.
+    /// As [`Region::grant`], and [`RegionError::Mark`] where the kernel has no locks left, or no
+    /// file can be longer than `mark` bytes.
     pub fn grant_marked(&self, access: Access, mark: u64) -> Result<Grant, RegionError> {
-        let grant = self.grant(access)?;
-        mark::set(&grant, mark).map_err(RegionError::Mark)?;
-        Ok(grant)
+        reopen_marked(&self.memfd, access, mark)
     }
 
-    /// Does anybody still hold a grant with this mark?
+    /// Does a grant with this mark still exist? A client that wants to hide its own can; for all
+    /// others, "no" is certain. "Yes" may be a process that is being forked just now.
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// What the kernel answers, for no mark that a grant could have.
     pub fn is_marked(&self, mark: u64) -> io::Result<bool> {
         mark::is_set(self.memfd.as_file(), mark)
     }
@@ -140,6 +141,17 @@ pub(super) fn reopen(memfd: &Memfd, access: Access) -> Result<Grant, RegionError
     open(path, mode | OFlags::CLOEXEC, Mode::empty())
         .map(Grant)
         .map_err(|errno| RegionError::Reopen(io::Error::from(errno)))
+}
+
+/// As `reopen`, with a mark before anybody else has it.
+pub(super) fn reopen_marked(
+    memfd: &Memfd,
+    access: Access,
+    mark: u64,
+) -> Result<Grant, RegionError> {
+    let grant = reopen(memfd, access)?;
+    mark::set(&grant, mark).map_err(|source| RegionError::Mark { mark, source })?;
+    Ok(grant)
 }
 
 impl AsFd for Grant {

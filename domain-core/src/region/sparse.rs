@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use super::mapping::{SharedMemory, SharedWords};
 use super::mark;
 use super::memfd::{Backing, RegionError, allocate, seal, sized};
-use super::owned::{Grant, reopen};
+use super::owned::{Grant, reopen, reopen_marked};
 use super::pieces::Access;
 
 /// A memfd of fixed size whose pages are allocated step by step, from the start.
@@ -86,22 +86,21 @@ impl SparseRegion {
         reopen(&self.memfd, Access::ReadOnly)
     }
 
-    /// As [`Region::grant_marked`](super::Region::grant_marked).
+    /// As [`SparseRegion::grant`], with a mark: see
+    /// [`Region::grant_marked`](super::Region::grant_marked).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As that.
     pub fn grant_marked(&self, mark: u64) -> Result<Grant, RegionError> {
-        let grant = self.grant()?;
-        mark::set(&grant, mark).map_err(RegionError::Mark)?;
-        Ok(grant)
+        reopen_marked(&self.memfd, Access::ReadOnly, mark)
     }
 
-    /// Does anybody still hold a grant with this mark?
+    /// As [`Region::is_marked`](super::Region::is_marked).
     ///
     /// # Errors
     ///
-    /// The kernel's.
+    /// As that.
     pub fn is_marked(&self, mark: u64) -> io::Result<bool> {
         mark::is_set(self.memfd.as_file(), mark)
     }

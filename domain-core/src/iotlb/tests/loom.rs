@@ -16,7 +16,13 @@ use ::loom::sync::atomic::AtomicU64;
 
 use super::*;
 
-struct LoomWords(Vec<AtomicU64>);
+pub(super) struct LoomWords(Vec<AtomicU64>);
+
+impl LoomWords {
+    pub(super) fn new(count: usize) -> LoomWords {
+        LoomWords((0..count).map(|_| AtomicU64::new(0)).collect())
+    }
+}
 
 impl WordSource for LoomWords {
     type Word = AtomicU64;
@@ -45,18 +51,17 @@ impl Words for LoomWords {
 }
 
 /// Room for exactly so many nodes.
-fn iotlb(nodes: u32) -> Iotlb<LoomWords> {
+pub(super) fn iotlb(nodes: u32) -> Iotlb<LoomWords> {
     let count = format::NODE_WORDS * (format::FIRST_NODE + nodes) as usize;
-    let words = LoomWords((0..count).map(|_| AtomicU64::new(0)).collect());
-    Iotlb::new(words, Granule::Size4K, None).unwrap()
+    Iotlb::new(LoomWords::new(count), Granule::Size4K, None).unwrap()
 }
 
 /// Each granule leads to memory of its own number; anything else is a stray walk.
-fn own(granule: u32) -> Entry {
+pub(super) fn own(granule: u32) -> Entry {
     entry(u64::from(granule), 1, granule, 0)
 }
 
-fn slot_at(walker: &Walker<LoomWords>, granule: u32) -> Option<u32> {
+pub(super) fn slot_at(walker: &Walker<LoomWords>, granule: u32) -> Option<u32> {
     let hit = walker.translate(Iova::new(u64::from(granule) * P));
     hit.map(|hit| hit.target.region.slot().expect("all entries are direct"))
 }

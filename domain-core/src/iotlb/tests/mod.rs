@@ -7,6 +7,8 @@
 mod basics;
 #[cfg(loom)]
 mod loom;
+#[cfg(loom)]
+mod loom_pins;
 #[cfg(not(loom))]
 mod model;
 #[cfg(not(loom))]
