@@ -61,6 +61,7 @@ mod session;
 #[allow(dead_code)]
 mod token;
 mod undo;
+mod watch;
 
 pub use answers::Translation;
 pub use apertures::AddressError;
@@ -75,6 +76,7 @@ pub use memory::Memory;
 pub use owner::Owner;
 pub use pin::{MappedPiece, Pieces, Pin, PinError};
 pub use session::Session;
+pub use watch::{DomainChange, DomainEvent, DomainSnapshot, DomainStatus, DomainWatch, WaitedFor};
 
 pub use domain_core::addr::{Granule, Iova, IovaRange};
 pub use domain_core::alloc::AllocRequest;
