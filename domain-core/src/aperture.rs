@@ -82,6 +82,22 @@ impl Aperture {
         self.region.grant(access)
     }
 
+    /// As [`grant`](Self::grant), with a mark: see [`Region::grant_marked`].
+    ///
+    /// # Errors
+    /// As that.
+    pub fn grant_marked(&self, access: Access, mark: u64) -> Result<Grant, RegionError> {
+        self.region.grant_marked(access, mark)
+    }
+
+    /// As [`Region::is_marked`].
+    ///
+    /// # Errors
+    /// As that.
+    pub fn is_marked(&self, mark: u64) -> std::io::Result<bool> {
+        self.region.is_marked(mark)
+    }
+
     /// The daemon's own mapping of its memory.
     #[must_use]
     pub fn memory(&self) -> &SharedMemory {

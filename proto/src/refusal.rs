@@ -284,6 +284,7 @@ impl From<RegionError> for Refusal {
             | RegionError::Create { .. }
             | RegionError::Protect { .. }
             | RegionError::Resize { .. }
+            | RegionError::Mark { .. }
             | RegionError::Allocate { .. }
             | RegionError::Seal { .. }
             | RegionError::NotSealed { .. }

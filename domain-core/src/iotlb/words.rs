@@ -1,6 +1,7 @@
 //! The memory that a page table is written into.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -129,6 +130,23 @@ impl RegionWords {
     /// [`RegionError::Reopen`], without `/proc` or without a free descriptor.
     pub fn grant(&self) -> Result<Grant, RegionError> {
         self.region.grant()
+    }
+
+    /// As [`RegionWords::grant`], with a mark: see
+    /// [`Region::grant_marked`](crate::region::Region::grant_marked).
+    ///
+    /// # Errors
+    /// As that.
+    pub fn grant_marked(&self, mark: u64) -> Result<Grant, RegionError> {
+        self.region.grant_marked(mark)
+    }
+
+    /// As [`Region::is_marked`](crate::region::Region::is_marked).
+    ///
+    /// # Errors
+    /// As that.
+    pub fn is_marked(&self, mark: u64) -> io::Result<bool> {
+        self.region.is_marked(mark)
     }
 
     /// Bytes that a reader maps.

@@ -75,6 +75,8 @@ pub enum RegionError {
     Inspect(#[source] io::Error),
     #[error("open the memfd again through /proc/self/fd")]
     Reopen(#[source] io::Error),
+    #[error("mark the grant with {mark}")]
+    Mark { mark: u64, source: io::Error },
 }
 
 /// Makes a memfd that a driver can register: `len_bytes` of zeroes, mode 0600, close-on-exec,

@@ -33,6 +33,7 @@ compile_error!(
 mod client_memory;
 mod facts;
 mod mapping;
+mod mark;
 mod memfd;
 mod owned;
 mod pieces;

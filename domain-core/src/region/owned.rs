@@ -7,6 +7,7 @@ use memfd::{FileSeal, Memfd};
 use rustix::fs::{Mode, OFlags, fstat, open};
 
 use super::mapping::SharedMemory;
+use super::mark;
 use super::memfd::{Backing, RegionError, allocated, seal};
 use super::pieces::Access;
 
@@ -82,6 +83,28 @@ impl Region {
         reopen(&self.memfd, access)
     }
 
+    /// As [`Region::grant`], with a mark that the grant has for as long as it exists: until its last
+    /// descriptor is closed and nothing is mapped through it any more, in whatever process. Several
+    /// grants may have the same one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Region::grant`], and [`RegionError::Mark`] where the kernel has no locks left, or no
+    /// file can be longer than `mark` bytes.
+    pub fn grant_marked(&self, access: Access, mark: u64) -> Result<Grant, RegionError> {
+        reopen_marked(&self.memfd, access, mark)
+    }
+
+    /// Does a grant with this mark still exist? A client that wants to hide its own can; for all
+    /// others, "no" is certain. "Yes" may be a process that is being forked just now.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel answers, for no mark that a grant could have.
+    pub fn is_marked(&self, mark: u64) -> io::Result<bool> {
+        mark::is_set(self.memfd.as_file(), mark)
+    }
+
     /// The daemon's own mapping of all of it, read-write.
     pub fn memory(&self) -> &SharedMemory {
         &self.memory
@@ -118,6 +141,17 @@ pub(super) fn reopen(memfd: &Memfd, access: Access) -> Result<Grant, RegionError
     open(path, mode | OFlags::CLOEXEC, Mode::empty())
         .map(Grant)
         .map_err(|errno| RegionError::Reopen(io::Error::from(errno)))
+}
+
+/// As `reopen`, with a mark before anybody else has it.
+pub(super) fn reopen_marked(
+    memfd: &Memfd,
+    access: Access,
+    mark: u64,
+) -> Result<Grant, RegionError> {
+    let grant = reopen(memfd, access)?;
+    mark::set(&grant, mark).map_err(|source| RegionError::Mark { mark, source })?;
+    Ok(grant)
 }
 
 impl AsFd for Grant {

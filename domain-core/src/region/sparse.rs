@@ -1,13 +1,15 @@
 //! Memory that the daemon alone writes, and that gets its pages as it is filled.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memfd::{FileSeal, Memfd};
 use std::os::fd::AsFd;
 
 use super::mapping::{SharedMemory, SharedWords};
+use super::mark;
 use super::memfd::{Backing, RegionError, allocate, seal, sized};
-use super::owned::{Grant, reopen};
+use super::owned::{Grant, reopen, reopen_marked};
 use super::pieces::Access;
 
 /// A memfd of fixed size whose pages are allocated step by step, from the start.
@@ -82,6 +84,25 @@ impl SparseRegion {
     /// [`RegionError::Reopen`], without `/proc` or without a free descriptor.
     pub fn grant(&self) -> Result<Grant, RegionError> {
         reopen(&self.memfd, Access::ReadOnly)
+    }
+
+    /// As [`SparseRegion::grant`], with a mark: see
+    /// [`Region::grant_marked`](super::Region::grant_marked).
+    ///
+    /// # Errors
+    ///
+    /// As that.
+    pub fn grant_marked(&self, mark: u64) -> Result<Grant, RegionError> {
+        reopen_marked(&self.memfd, Access::ReadOnly, mark)
+    }
+
+    /// As [`Region::is_marked`](super::Region::is_marked).
+    ///
+    /// # Errors
+    ///
+    /// As that.
+    pub fn is_marked(&self, mark: u64) -> io::Result<bool> {
+        mark::is_set(self.memfd.as_file(), mark)
     }
 
     /// The daemon's own mapping of it.
