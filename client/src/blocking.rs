@@ -25,9 +25,13 @@ use domaind_proto::paths::RuntimeDir;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::answers::Translation;
+use crate::changes::Change;
+use crate::client::AttachOptions;
 use crate::direct::SetMapOptions;
 use crate::error::{Ended, Error, Kept};
 use crate::memory::Memory;
+use crate::pin::Pin;
+use crate::watch::DomainEvent;
 
 /// See [`crate::Client`].
 #[derive(Clone, Debug)]
@@ -74,6 +78,20 @@ pub struct Buffer {
     _runtime: Arc<Runtime>,
 }
 
+/// See [`crate::Changes`].
+#[derive(Debug)]
+pub struct Changes {
+    inner: crate::Changes,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::DomainWatch`].
+#[derive(Debug)]
+pub struct DomainWatch {
+    inner: crate::DomainWatch,
+    runtime: Arc<Runtime>,
+}
+
 /// Adds the runtime to what came from it.
 macro_rules! with_runtime {
     ($name:ident, $inner:expr, $runtime:expr) => {
@@ -113,6 +131,30 @@ impl Client {
         let attach = self.inner.attach(domain, role, access);
         let inner = self.runtime.block_on(attach)?;
         Ok(with_runtime!(Session, inner, &self.runtime))
+    }
+
+    /// See [`crate::Client::attach_with`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attach_with(&self, domain: &DomainId, options: AttachOptions) -> Result<Session, Error> {
+        let attach = self.inner.attach_with(domain, options);
+        let inner = self.runtime.block_on(attach)?;
+        Ok(with_runtime!(Session, inner, &self.runtime))
+    }
+
+    /// See [`crate::Client::watch_domain`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn watch_domain(
+        &self,
+        domain: &DomainId,
+        generation: Option<u64>,
+    ) -> Result<DomainWatch, Error> {
+        let watch = self.inner.watch_domain(domain, generation);
+        let inner = self.runtime.block_on(watch)?;
+        Ok(with_runtime!(DomainWatch, inner, &self.runtime))
     }
 
     /// See [`crate::Client::as_owner`].
@@ -214,6 +256,28 @@ impl Session {
         self.runtime.block_on(self.inner.free_coherent(iova, id))
     }
 
+    /// See [`crate::Session::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(&self, range: IovaRange, want: Perm) -> Result<(), Error> {
+        self.runtime.block_on(self.inner.open(range, want))
+    }
+
+    /// See [`crate::Session::resolve`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resolve(&self, range: IovaRange, want: Perm) -> Result<Pin<'_>, Error> {
+        self.runtime.block_on(self.inner.resolve(range, want))
+    }
+
+    /// See [`crate::Session::changes`].
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        with_runtime!(Changes, self.inner.changes(), &self.runtime)
+    }
+
     /// See [`crate::Session::ended`].
     #[must_use]
     pub fn ended(&self) -> Ended {
@@ -226,6 +290,34 @@ impl Session {
     /// As there.
     pub fn detach(self) -> Result<(), Error> {
         self.runtime.block_on(self.inner.detach())
+    }
+}
+
+impl Changes {
+    /// See [`crate::Changes::recv`].
+    #[must_use]
+    pub fn recv(&mut self) -> Option<Change> {
+        self.runtime.block_on(self.inner.recv())
+    }
+}
+
+/// Ends with the session.
+impl Iterator for Changes {
+    type Item = Change;
+
+    fn next(&mut self) -> Option<Change> {
+        self.recv()
+    }
+}
+
+impl DomainWatch {
+    /// See [`crate::DomainWatch::next`].
+    ///
+    /// # Errors
+    /// As there.
+    #[allow(clippy::should_implement_trait)] // it fails and ends, which are two things
+    pub fn next(&mut self) -> Result<Option<DomainEvent>, Error> {
+        self.runtime.block_on(self.inner.next())
     }
 }
 
@@ -397,7 +489,15 @@ macro_rules! reaches {
     )*};
 }
 
-reaches!(Client, Session, Owner, Mapping, Coherent, Buffer);
+reaches!(
+    Client,
+    Session,
+    Owner,
+    Mapping,
+    Coherent,
+    Buffer,
+    DomainWatch
+);
 
 /// One thread that receives, undoes and answers.
 fn runtime() -> io::Result<Arc<Runtime>> {

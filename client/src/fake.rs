@@ -16,6 +16,7 @@ use domaind_proto::names::DomainId;
 use domaind_proto::paths::RuntimeDir;
 use domaind_proto::v1;
 use domaind_proto::v1::client_frame::Body as Ask;
+use domaind_proto::v1::domain_service_server::{DomainService, DomainServiceServer};
 use domaind_proto::v1::mapping_service_server::{MappingService, MappingServiceServer};
 use domaind_proto::v1::server_frame::Body;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
@@ -283,6 +284,7 @@ pub(crate) fn region(kind: v1::RegionKind, start: u64, pages: u64) -> Body {
 
 /// A daemon on both public sockets, with one session.
 pub(crate) struct FakeDaemon {
+    pub(crate) client: Client,
     pub(crate) session: Session,
     pub(crate) peer: FakePeer,
     pub(crate) memory: FakeMemory,
@@ -309,6 +311,7 @@ impl FakeDaemon {
         let attach = client.attach_with(&domain, options);
         let (session, (peer, memory)) = tokio::join!(attach, accept(listener));
         FakeDaemon {
+            client,
             session: session.unwrap(),
             peer,
             memory,
@@ -352,8 +355,9 @@ fn serve(dir: &RuntimeDir, calls: Arc<Calls>) -> impl Future<Output = ()> + use<
             tokio_stream::once(Ok::<_, std::io::Error>(stream)),
             tokio_stream::pending(),
         );
-        let service = MappingServiceServer::from_arc(calls);
-        let server = Server::builder().add_service(service);
+        let domains = DomainServiceServer::from_arc(Arc::clone(&calls));
+        let mappings = MappingServiceServer::from_arc(calls);
+        let server = Server::builder().add_service(domains).add_service(mappings);
         server.serve_with_incoming(incoming).await.unwrap();
     }
 }
@@ -373,6 +377,10 @@ pub(crate) struct Calls {
     pub(crate) hang: Mutex<bool>,
     /// How each StreamSetMap began.
     pub(crate) headers: Mutex<Vec<v1::SetMapHeader>>,
+    /// What WatchDomain was asked.
+    pub(crate) watched: Mutex<Vec<v1::WatchDomainRequest>>,
+    /// What it says, before the domain is deleted.
+    pub(crate) watch: Mutex<Vec<v1::WatchDomainResponse>>,
     next_id: Mutex<u64>,
 }
 
@@ -545,6 +553,58 @@ impl MappingService for Calls {
         &self,
         _: Request<v1::ListMappingsRequest>,
     ) -> Result<Response<v1::ListMappingsResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+}
+
+#[tonic::async_trait]
+impl DomainService for Calls {
+    type WatchDomainStream =
+        tokio_stream::Iter<std::vec::IntoIter<Result<v1::WatchDomainResponse, Status>>>;
+
+    async fn watch_domain(
+        &self,
+        request: Request<v1::WatchDomainRequest>,
+    ) -> Result<Response<Self::WatchDomainStream>, Status> {
+        self.watched.lock().unwrap().push(request.into_inner());
+        let said = std::mem::take(&mut *self.watch.lock().unwrap());
+        let mut said: Vec<_> = said.into_iter().map(Ok).collect();
+        said.push(Err(Status::not_found("the domain is deleted")));
+        Ok(Response::new(tokio_stream::iter(said)))
+    }
+
+    async fn create_domain(
+        &self,
+        _: Request<v1::CreateDomainRequest>,
+    ) -> Result<Response<v1::Domain>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn get_domain(
+        &self,
+        _: Request<v1::GetDomainRequest>,
+    ) -> Result<Response<v1::Domain>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn list_domains(
+        &self,
+        _: Request<v1::ListDomainsRequest>,
+    ) -> Result<Response<v1::ListDomainsResponse>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn update_domain(
+        &self,
+        _: Request<v1::UpdateDomainRequest>,
+    ) -> Result<Response<v1::Domain>, Status> {
+        Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn delete_domain(
+        &self,
+        _: Request<v1::DeleteDomainRequest>,
+    ) -> Result<Response<v1::DeleteDomainResponse>, Status> {
         Err(Status::unimplemented("not in the fake"))
     }
 }

@@ -396,7 +396,8 @@ mod tests {
     use super::*;
     use crate::error::EndReason;
     use crate::fake::{
-        BOUNCE, COHERENT, FakePeer, PAGE, attached, memfd, region, welcome, wire_range,
+        BOUNCE, COHERENT, FakeMemory, FakePeer, PAGE, TABLE_BYTES, attached, memfd, region,
+        welcome, wire_range,
     };
 
     const BOUNCE_KIND: v1::RegionKind = v1::RegionKind::Bounce;
@@ -675,6 +676,116 @@ mod tests {
             with_attached(|answer| answer.session = "9".to_owned()).await,
         ] {
             assert!(matches!(error, Error::Protocol(_)), "{error:?}");
+        }
+    }
+
+    /// A handshake in which these are table and session page, and no other
+    /// memory comes.
+    async fn with_words(words: Vec<(Answer, OwnedFd)>) -> Result<Attachment, Error> {
+        let count = u32::try_from(words.len()).unwrap();
+        let mut said = vec![(welcome(1), None), (attached(count), None)];
+        said.extend(words.into_iter().map(|(body, fd)| (body, Some(fd))));
+        said.push((Answer::Ready(v1::Ready { generation: 1 }), None));
+        outcome(said).await
+    }
+
+    fn resized((mut body, fd): (Answer, OwnedFd), size_bytes: u64) -> (Answer, OwnedFd) {
+        let Answer::Region(region) = &mut body else {
+            unreachable!("it is one")
+        };
+        region.size_bytes = size_bytes;
+        (body, fd)
+    }
+
+    #[tokio::test]
+    async fn a_session_has_one_table_and_one_session_page() {
+        let memory = FakeMemory::new();
+        let (table, page) = (|| memory.table_region(), || memory.page_region());
+        assert!(with_words(vec![table(), page()]).await.is_ok());
+
+        for words in [vec![], vec![table()], vec![page()]] {
+            let error = with_words(words).await.unwrap_err();
+            assert!(
+                matches!(error, Error::Protocol(ProtocolError::Missing { .. })),
+                "{error:?}"
+            );
+        }
+        for words in [
+            vec![table(), table(), page()],
+            vec![table(), page(), page()],
+        ] {
+            let error = with_words(words).await.unwrap_err();
+            assert!(
+                matches!(error, Error::Protocol(ProtocolError::RegionTwice { .. })),
+                "{error:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn tables_and_session_pages_have_sizes_that_can_be() {
+        let memory = FakeMemory::new();
+        let (table, page) = (|| memory.table_region(), || memory.page_region());
+        let table_of = |size| vec![resized(table(), size), page()];
+        let page_of = |size| vec![table(), resized(page(), size)];
+        let refused = [0, PAGE + 8, TABLE_BYTES_MOST + PAGE]
+            .map(table_of)
+            .into_iter()
+            .chain([0, 4095, 2 * PAGE].map(page_of));
+        for words in refused {
+            let error = with_words(words).await.unwrap_err();
+            assert!(
+                matches!(error, Error::Protocol(ProtocolError::RegionSize { .. })),
+                "{error:?}"
+            );
+        }
+        // More than the file has.
+        let beyond = with_words(table_of(2 * TABLE_BYTES)).await.unwrap_err();
+        assert!(matches!(beyond, Error::SharedWords { .. }), "{beyond:?}");
+    }
+
+    #[tokio::test]
+    async fn words_that_are_no_table_or_no_session_page_are_refused() {
+        let memory = FakeMemory::new();
+        let (table, page) = (|| memory.table_region(), || memory.page_region());
+        let zeroes = || memfd(TABLE_BYTES / PAGE);
+
+        let no_table = with_words(vec![(table().0, zeroes()), page()]).await;
+        let no_page = with_words(vec![table(), (page().0, memfd(1))]).await;
+
+        let (no_table, no_page) = (no_table.unwrap_err(), no_page.unwrap_err());
+        assert!(
+            matches!(no_table, Error::Protocol(ProtocolError::Table(_))),
+            "{no_table:?}"
+        );
+        assert!(
+            matches!(no_page, Error::Protocol(ProtocolError::SessionPage(_))),
+            "{no_page:?}"
+        );
+        // A page that this session cannot write.
+        let unwritable = with_words(vec![table(), (page().0, table().1)]).await;
+        let unwritable = unwritable.unwrap_err();
+        assert!(
+            matches!(unwritable, Error::SharedWords { .. }),
+            "{unwritable:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn the_ack_timeout_is_the_daemons_or_the_usual() {
+        for (said, expected) in [(70, Duration::from_millis(70)), (0, ACK_TIMEOUT)] {
+            let memory = FakeMemory::new();
+            let Answer::Attached(mut answer) = attached(2) else {
+                unreachable!("it is one")
+            };
+            answer.ack_timeout_ms = said;
+            let mut frames = vec![(welcome(1), None), (Answer::Attached(answer), None)];
+            for (body, fd) in [memory.table_region(), memory.page_region()] {
+                frames.push((body, Some(fd)));
+            }
+            frames.push((Answer::Ready(v1::Ready { generation: 1 }), None));
+            let attachment = outcome(frames).await.unwrap();
+            assert_eq!(attachment.facts.ack_timeout, expected);
         }
     }
 }

@@ -34,6 +34,26 @@
 //! # }
 //! ```
 //!
+//! Devices reach whatever is mapped, direct mappings included, through the
+//! domain's page table, which is mapped here, too: under a [`Pin`] an address
+//! becomes memory in some nanoseconds, and stays it until the pin is dropped.
+//! Whoever removes a mapping waits for the pins that may use it.
+//!
+//! ```no_run
+//! # use domaind_client::{Error, Iova, IovaRange, Perm, Session};
+//! # async fn example(device: Session, iova: Iova) -> Result<(), Box<dyn std::error::Error>> {
+//! let range = IovaRange::from_len(iova, 4096)?;
+//! // Fetches registered memory when it is needed for the first time.
+//! let pin = device.resolve(range, Perm::ReadWrite).await?;
+//! for piece in pin.translate(range, Perm::ReadWrite)?.iter() {
+//!     piece.memory.copy_in(0, b"done")?;
+//! }
+//! // Short: before the next await.
+//! drop(pin);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Everything is usable from a tokio runtime with I/O and time, of either
 //! flavour; [`blocking`] is for programs without one.
 
@@ -61,6 +81,7 @@ mod session;
 #[allow(dead_code)]
 mod token;
 mod undo;
+mod watch;
 
 pub use answers::Translation;
 pub use apertures::AddressError;
@@ -75,6 +96,7 @@ pub use memory::Memory;
 pub use owner::Owner;
 pub use pin::{MappedPiece, Pieces, Pin, PinError};
 pub use session::Session;
+pub use watch::{DomainChange, DomainEvent, DomainSnapshot, DomainStatus, DomainWatch, WaitedFor};
 
 pub use domain_core::addr::{Granule, Iova, IovaRange};
 pub use domain_core::alloc::AllocRequest;

@@ -72,6 +72,8 @@ impl PinError {
 /// Not to be held across an await: it stays on its thread, and the daemon waits.
 #[must_use = "what is found after it is dropped may be anything"]
 pub struct Pin<'s> {
+    /// Of `inner`, to have it near.
+    live: &'s Live,
     inner: &'s Inner,
     _guard: PinGuard<'s>,
     view: u64,
@@ -154,6 +156,7 @@ impl Inner {
         let guard = live.pins.pin(|| *view.insert(live.table.generation()));
         match guard {
             Some(guard) => Ok(Pin {
+                live,
                 inner: self,
                 _guard: guard,
                 // Pinned before: then the older view is the one that is held.
@@ -196,11 +199,15 @@ impl<'s> Pin<'s> {
     /// # Errors
     /// [`PinError`] at the first address that leads nowhere.
     pub fn translate(&self, range: IovaRange, want: Perm) -> Result<Pieces<'_>, PinError> {
-        let mut pieces = self.pieces(range, want);
-        let first = pieces
-            .next()
-            .ok_or(TranslateError::Hole { at: range.start() })??;
-        let rest = pieces.collect::<Result<_, _>>()?;
+        let mut pieces = self.live.table.pieces(range, want);
+        let hole = TranslateError::Hole { at: range.start() };
+        let first = self.mapped(pieces.next().ok_or(hole)??, want)?;
+        let mut rest = Vec::new();
+        if first.range != range {
+            for piece in pieces {
+                rest.push(self.mapped(piece?, want)?);
+            }
+        }
         self.check_fence()?;
         Ok(Pieces { first, rest })
     }
@@ -211,7 +218,7 @@ impl<'s> Pin<'s> {
     #[inline]
     #[must_use]
     pub fn address(&self, iova: Iova, want: Perm) -> Option<SharedSlice<'_>> {
-        let live = self.live();
+        let live = self.live;
         let hit = live.table.translate(iova)?;
         if !hit.perm.allows(want) {
             return None;
@@ -231,7 +238,7 @@ impl<'s> Pin<'s> {
     /// # Errors
     /// [`PinError::Ended`].
     pub fn lookup(&self, range: IovaRange) -> Result<Option<(IovaRange, Perm)>, PinError> {
-        let table = &self.live().table;
+        let table = &self.live.table;
         let run = table.next_mapped(range).map(|(at, hit)| {
             let rest = IovaRange::new(at, range.last()).expect("it lies in the range");
             // As far as it leads on, unless it has changed meanwhile.
@@ -281,17 +288,9 @@ impl<'s> Pin<'s> {
         Ok(())
     }
 
-    /// The pieces of a range that are not yet good for anything: the fence is to
-    /// be looked at when all have been walked.
-    fn pieces(
-        &self,
-        range: IovaRange,
-        want: Perm,
-    ) -> impl Iterator<Item = Result<MappedPiece<'_>, PinError>> {
-        let pieces = self.live().table.pieces(range, want);
-        pieces.map(move |piece| self.mapped(piece?, want))
-    }
-
+    /// Not yet good for anything: the fence is to be looked at when all has been
+    /// walked.
+    #[inline]
     fn mapped(&self, piece: Piece, want: Perm) -> Result<MappedPiece<'_>, PinError> {
         let Piece {
             range,
@@ -299,9 +298,9 @@ impl<'s> Pin<'s> {
             perm,
         } = piece;
         let (at, region) = (range.start(), target.region.get());
-        let memory = match self.live().memory(target) {
+        let memory = match self.live.memory(target) {
             Some(memory) => limited(memory, perm),
-            None if self.live().is_open(target.region) => {
+            None if self.live.is_open(target.region) => {
                 return Err(PinError::NotBacked { at, region });
             }
             None => return Err(PinError::NotOpen { at, region }),
@@ -320,7 +319,7 @@ impl<'s> Pin<'s> {
 
     /// The first memory of a range that is to be opened.
     fn unopened(&self, range: IovaRange, want: Perm) -> Result<Option<RegionId>, PinError> {
-        let live = self.live();
+        let live = self.live;
         for piece in live.table.pieces(range, want) {
             let region = piece?.target.region;
             if !live.is_open(region) {
@@ -334,15 +333,10 @@ impl<'s> Pin<'s> {
     /// What a walk has found counts only if this is well afterwards.
     #[inline]
     fn check_fence(&self) -> Result<(), PinError> {
-        match self.live().pins.is_fenced() {
+        match self.live.pins.is_fenced() {
             true => Err(PinError::Ended),
             false => Ok(()),
         }
-    }
-
-    #[inline]
-    fn live(&self) -> &'s Live {
-        self.inner.live()
     }
 }
 
@@ -430,8 +424,9 @@ fn len_in(memory: SharedSlice<'_>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::hint::black_box;
     use std::os::fd::OwnedFd;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use domain_core::iotlb::Target;
     use domain_core::session::Role;
@@ -824,6 +819,83 @@ mod tests {
                 .await
                 .is_err()
         );
+    }
+
+    /// The best of many rounds: others work on the machine, too.
+    fn measure(what: &str, run: impl Fn(u64)) {
+        const TIMES: u32 = 200_000;
+        let rounds = (0..100).map(|_| {
+            let start = Instant::now();
+            (0..TIMES.into()).for_each(&run);
+            start.elapsed()
+        });
+        let each = rounds.min().unwrap().as_secs_f64() / f64::from(TIMES) * 1e9;
+        println!("{what}: {each:.2} ns");
+    }
+
+    /// `cargo test --release -p domaind-client what_a_translation -- --ignored --nocapture`
+    #[tokio::test]
+    #[ignore = "a measurement"]
+    async fn what_a_translation_costs() {
+        const PAGES: u64 = 1 << 13;
+        let mut fake = FakeDaemon::start().await;
+        let memory = memfd(2 * PAGES);
+        // Every second page of the memory, so that no two lead on.
+        for page in 0..PAGES {
+            let (iova, target) = (DIRECT + page * PAGE, in_memory(0, page * 2));
+            fake.memory.map(iova, 1, target, Perm::ReadWrite);
+        }
+        fake.memory.map(BOUNCE, 4, in_bounce(0), Perm::ReadWrite);
+        let opening = fake.session.open(bytes(DIRECT, 1), Perm::Read);
+        let (opened, _) = tokio::join!(opening, fake.peer.open(&memory, 2 * PAGES));
+        opened.unwrap();
+
+        let session = &fake.session;
+        let one = |_| black_box(Iova::new(DIRECT + 8));
+        let bounce = |_| black_box(Iova::new(BOUNCE + 8));
+        // Odd, so that all pages come, in no order.
+        let any = |n: u64| black_box(Iova::new(DIRECT + n.wrapping_mul(5_167) % PAGES * PAGE + 8));
+        let address = |pin: &Pin<'_>, iova| {
+            black_box(pin.address(iova, Perm::Read).unwrap().as_ptr());
+        };
+        let translate = |pin: &Pin<'_>, iova| {
+            let range = IovaRange::from_len(iova, 64).unwrap();
+            let pieces = pin.translate(range, Perm::Read).unwrap();
+            black_box(pieces.first().memory.as_ptr());
+        };
+        let pin = || session.pin().unwrap();
+        let read = |iova| session.read(iova, &mut [0; 64]).unwrap();
+
+        let held = pin();
+        let walk = |iova| {
+            black_box(held.live.table.translate(iova));
+        };
+        measure("the walk alone, one address", |n| walk(one(n)));
+        measure("the walk alone, any address", |n| walk(any(n)));
+        measure("address, pin held, one address", |n| address(&held, one(n)));
+        measure("address, pin held, any address", |n| address(&held, any(n)));
+        measure("address, pin held, bounce", |n| address(&held, bounce(n)));
+        measure("translate, pin held, any address", |n| {
+            translate(&held, any(n))
+        });
+        drop(held);
+        measure("pin, unpin", |_| drop(black_box(pin())));
+        measure("pin, address, unpin: one address", |n| {
+            address(&pin(), one(n))
+        });
+        measure("pin, address, unpin: any address", |n| {
+            address(&pin(), any(n))
+        });
+        measure("pin, address, unpin: bounce", |n| {
+            address(&pin(), bounce(n))
+        });
+        measure("pin, translate, unpin: any address", |n| {
+            translate(&pin(), any(n))
+        });
+        measure("Session::read of 64 bytes", |n| read(bounce(n)));
+        measure("pin, Pin::read of 64 bytes, unpin", |n| {
+            pin().read(one(n), &mut [0; 64]).unwrap();
+        });
     }
 
     /// Compiles, that is all.

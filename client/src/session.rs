@@ -22,6 +22,7 @@ use crate::connection::Connection;
 use crate::error::{EndReason, Ended, Error};
 use crate::handshake::{self, Attachment, Facts};
 use crate::live::Live;
+use crate::pin::Pin;
 use crate::undo::{Reaper, Undo};
 
 /// How long a daemon may take to let a session in.
@@ -171,15 +172,8 @@ impl Session {
     /// [`AddressError`], also if the session is read-only, and after its end:
     /// the range may belong to somebody else by then.
     pub fn write(&self, iova: Iova, from: &[u8]) -> Result<(), AddressError> {
-        let live = &self.inner.live;
-        let _pin = match self.inner.pin() {
-            Ok(pin) if !live.pins.is_fenced() => pin,
-            _ => {
-                let len = from.len() as u64;
-                return Err(AddressError::Ended { iova, len });
-            }
-        };
-        live.apertures.write(iova, from)
+        let _pin = self.pin_to_write(iova, from.len() as u64)?;
+        self.inner.live.apertures.write(iova, from)
     }
 
     /// The 32-bit word at `iova`, to load and to wait on.
@@ -197,8 +191,9 @@ impl Session {
     /// The 32-bit word at `iova`, to load, store, wait on and wake.
     ///
     /// # Errors
-    /// As [`Session::word32`], also if the session is read-only.
+    /// As [`Session::word32`], also if the session is read-only or has ended.
     pub fn word32_mut(&self, iova: Iova) -> Result<SharedU32Mut<'_>, AddressError> {
+        let _pin = self.pin_to_write(iova, 4)?;
         self.inner.live.apertures.word32_mut(iova)
     }
 
@@ -213,8 +208,9 @@ impl Session {
     /// The 64-bit word at `iova`, to load and store.
     ///
     /// # Errors
-    /// As [`Session::word64`], also if the session is read-only.
+    /// As [`Session::word64`], also if the session is read-only or has ended.
     pub fn word64_mut(&self, iova: Iova) -> Result<SharedU64Mut<'_>, AddressError> {
+        let _pin = self.pin_to_write(iova, 8)?;
         self.inner.live.apertures.word64_mut(iova)
     }
 
@@ -255,6 +251,13 @@ impl Session {
         match ended.reason {
             EndReason::Detached => Ok(()),
             _ => Err(Error::Ended(ended)),
+        }
+    }
+
+    fn pin_to_write(&self, iova: Iova, len: u64) -> Result<Pin<'_>, AddressError> {
+        match self.inner.pin() {
+            Ok(pin) if !self.inner.live.pins.is_fenced() => Ok(pin),
+            _ => Err(AddressError::Ended { iova, len }),
         }
     }
 }

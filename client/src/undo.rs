@@ -431,6 +431,8 @@ mod tests {
         fake.session.read(Iova::new(BOUNCE), &mut [0]).unwrap();
         let written = fake.session.write(Iova::new(BOUNCE), &[0]);
         assert!(matches!(written, Err(AddressError::Ended { .. })));
+        let word = fake.session.word32_mut(Iova::new(BOUNCE));
+        assert!(matches!(word, Err(AddressError::Ended { .. })));
     }
 
     #[tokio::test]
