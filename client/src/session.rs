@@ -254,9 +254,17 @@ impl Session {
         }
     }
 
-    fn pin_to_write(&self, iova: Iova, len: u64) -> Result<Pin<'_>, AddressError> {
+    /// `None` where there is nobody left who could use the range again.
+    fn pin_to_write(&self, iova: Iova, len: u64) -> Result<Option<Pin<'_>>, AddressError> {
         match self.inner.pin() {
-            Ok(pin) if !self.inner.live.pins.is_fenced() => Ok(pin),
+            Ok(pin) if !self.inner.live.pins.is_fenced() => return Ok(Some(pin)),
+            _ => {}
+        }
+        let ended = self.is_ended().map(|ended| ended.reason);
+        match ended {
+            Some(EndReason::DomainDeleted | EndReason::Shutdown | EndReason::ConnectionLost) => {
+                Ok(None)
+            }
             _ => Err(AddressError::Ended { iova, len }),
         }
     }

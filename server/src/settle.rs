@@ -47,8 +47,10 @@ pub(crate) async fn gone(
         let there = sessions.iter().filter(|id| domain.core.is_known(**id));
         there.copied().collect::<Vec<_>>()
     };
+    // What they held is zeroed by then, too.
+    let is_settled = || left().is_empty() && domain.core.usage().invalidating == 0;
     let all_gone = async {
-        while !left().is_empty() {
+        while !is_settled() {
             if changes.changed().await.is_err() {
                 return;
             }

@@ -160,10 +160,13 @@ impl Wire {
             }
         }
         let packet = self.receive().await.expect("ready");
+        let shows_iovas = |(region, _): &(v1::Region, OwnedFd)| region.range.is_some();
+        let (regions, tables) = regions.into_iter().partition(shows_iovas);
         match packet.frame.body {
             Some(AnswerBody::Ready(ready)) => Ok(Attachment {
                 attached,
                 regions,
+                tables,
                 ready,
             }),
             other => panic!("{other:?} instead of Ready"),
@@ -184,6 +187,8 @@ pub struct Attachment {
     pub attached: v1::Attached,
     /// Its memory.
     pub regions: Vec<(v1::Region, OwnedFd)>,
+    /// The page table and the session page.
+    pub tables: Vec<(v1::Region, OwnedFd)>,
     /// The end of the handshake.
     pub ready: v1::Ready,
 }
@@ -448,10 +453,9 @@ impl Raw {
     #[must_use]
     pub fn view(&self) -> Vec<(u64, Vec<u8>)> {
         let regions = self.given.regions.iter();
-        // The table and the session page show no iova.
         regions
-            .filter_map(|(region, fd)| Some((region.range?, fd)))
-            .map(|(range, fd)| {
+            .map(|(region, fd)| {
+                let range = region.range.expect("a region has a range");
                 let len = usize::try_from(range.last - range.start + 1).expect("it fits");
                 (range.start, files::peek(fd, 0, len))
             })

@@ -314,7 +314,10 @@ async fn exit_codes_say_what_kind_of_trouble_it_is() {
         output.stderr.contains("d7") && node.get("d2").await.is_err(),
         "{output:?}"
     );
-    let _ = ctl.ok(&["delete", "domain", "d0", "--force"]);
+    // 5: who is attached there does not listen.
+    let said = ctl.fails(&["delete", "domain", "d0", "--force"], 5);
+    assert!(said.contains("sessions/1"), "{said}");
+    assert_eq!(node.info().await.domains, 0, "it is done all the same");
 }
 
 /// 4: whoever may not enter the operator's directory is told so.

@@ -382,10 +382,14 @@ async fn a_stopped_client_harms_nobody_and_can_be_evicted() {
     drop(driver);
     node.evict(&session).await.unwrap();
     node.until_counts_but_fds(counts).await;
-    node.until_usage("d0", usage).await;
+    // It is stopped, not gone: what it could reach nobody else is given.
+    let held = node.usage("d0").await;
+    assert_eq!((held.fenced_sessions, held.quarantined_mappings), (1, 1));
+    assert_eq!(held.bounce_used_bytes, usage.bounce_used_bytes + P);
 
     children::signal(hung.pid(), Signal::CONT);
     assert_eq!(hung.end_reason(), "Evicted");
+    node.until_usage("d0", usage).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

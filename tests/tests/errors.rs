@@ -493,8 +493,15 @@ async fn deleting_a_domain_in_use_says_what_is_there_and_changes_nothing() {
         bench.driver.unmap(&bench.mapping, None).await.unwrap(),
         5_000
     );
-    let deleted = bench.node.delete("d0", true).await.unwrap();
-    assert_eq!(deleted.ended_sessions, 1);
+    // The driver does not listen, and is named.
+    let refusal = refused(
+        bench.node.delete("d0", true).await,
+        Code::DeadlineExceeded,
+        Reason::NotAcknowledged,
+    );
+    assert_eq!(refusal.metadata["sessions"], bench.driver.name());
+    let gone = bench.node.get("d0").await;
+    refused(gone, Code::NotFound, Reason::NoSuchDomain);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -1615,6 +1622,9 @@ async fn registering_needs_an_fd_that_comes_with_the_frame() {
     let closed = driver.wire.closed().await;
     let reason = closed.ended.expect("it says why").reason();
     assert_eq!(reason, v1::EndReason::Protocol);
+    // It has ended, and could still reach what it was given.
+    assert_eq!(node.usage("d0").await.fenced_sessions, 1);
+    drop(driver);
     node.until_usage(
         "d0",
         v1::DomainUsage {

@@ -8,6 +8,7 @@ use domaind_tests::raw::{Memory, Wire, unmap_entry};
 use domaind_tests::refusal::{answer, assert_numbers};
 use domaind_tests::v1::Direction::Bidirectional;
 use domaind_tests::v1::{self, ListMappingsRequest, map_result::Outcome};
+use domaind_tests::wait::until_equal;
 use domaind_tests::{Caller, Code, Node, P, Raw, Reason, Refused, files, node, refused};
 use prost::Message;
 
@@ -228,7 +229,7 @@ const CALLS: [&str; 15] = [
 
 /// What the calls need to find.
 struct Prepared {
-    victim: Raw,
+    victim: Option<Raw>,
     mapping: v1::StreamingMapping,
     ring: v1::AllocCoherentResponse,
 }
@@ -237,7 +238,7 @@ impl Prepared {
     async fn new(bench: &Bench) -> Prepared {
         let entry = bench.memory.entry(0, 1, Bidirectional);
         Prepared {
-            victim: Raw::device(&bench.node, "d0").await,
+            victim: Some(Raw::device(&bench.node, "d0").await),
             mapping: bench.driver.map(entry).await.unwrap(),
             ring: bench.driver.alloc_len(1).await.unwrap(),
         }
@@ -286,10 +287,16 @@ impl Prepared {
             }
             "EvictSession" => {
                 let request = v1::EvictSessionRequest {
-                    name: self.victim.name().to_owned(),
+                    name: self.victim.as_ref().expect("once").name().to_owned(),
                     request_id,
                 };
-                answer(bench.node.admin().sessions().evict_session(request).await).map(drop)
+                let mut sessions = bench.node.admin().sessions();
+                answer(sessions.evict_session(request).await)?;
+                // Nothing waits for who is gone.
+                drop(self.victim.take());
+                let fenced = async || bench.node.usage("d0").await.fenced_sessions;
+                until_equal("nobody", 0, fenced).await;
+                Ok(())
             }
             "Sync" => {
                 let part = v1::SyncEntry {
