@@ -463,7 +463,7 @@ impl State {
             phase: Phase::Reserved,
             syncs: 0,
             epoch: self.bounce_epoch,
-            since: 0,
+            since: None,
             scrub: false,
             blocked_by: None,
             kind,
@@ -508,7 +508,9 @@ impl State {
             .expect("granules that are held by one are visible once, and had room made");
         let since = self.iotlb.generation();
         let held = self.held_mut(at);
-        (held.phase, held.since) = (Phase::Live, since);
+        held.phase = Phase::Live;
+        // One that is put back has been seen before.
+        held.since.get_or_insert(since);
         self.committed(&[entry], &[], &[]);
         Ok(())
     }
@@ -696,7 +698,9 @@ impl State {
                 at,
                 bytes: held.granules.len_bytes().unwrap_or(u64::MAX),
             },
-            reach: Reach::Aperture { since: held.since },
+            reach: Reach::Aperture {
+                since: held.since.expect("it was visible"),
+            },
         };
         let streamed = held
             .bounce()

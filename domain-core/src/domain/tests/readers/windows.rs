@@ -24,6 +24,24 @@ fn reserved(domain: &Domain, spec: MapSpec) -> Reservation<'_> {
     one(settle(ALL, domain.reserve_all(DRIVER, &[spec]))).unwrap()
 }
 
+/// It was seen before it was hidden, and that does not end by its coming back.
+#[test]
+fn an_unmap_that_fails_does_not_make_the_mapping_younger_than_a_fence() {
+    let domain = served();
+    join_by_frames(&domain, FIRST);
+    let buffer = Buffer::register(&domain, DRIVER, 1);
+    let mapped = stream(&domain, &buffer, 1);
+    let failing = draining(&domain, mapped);
+    fence(&domain, FIRST);
+    drop(failing);
+    domain.check_invariants();
+
+    end(&domain, mapped);
+
+    let held = (visible(mapped), Phase::Quarantined, Some(FIRST));
+    assert_eq!(limbo(&domain), [held]);
+}
+
 #[test]
 fn who_joins_while_a_mapping_is_being_ended_never_saw_it() {
     let domain = served();
