@@ -241,6 +241,7 @@ impl Domain {
                 next_memory: 1,
                 readers: Readers::default(),
                 limbo: Limbo::default(),
+                hidden: 0,
                 log: None,
                 listener: None,
             }),

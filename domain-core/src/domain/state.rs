@@ -53,6 +53,9 @@ pub(super) struct State {
     pub(super) readers: Readers,
     /// What is removed and not acknowledged.
     pub(super) limbo: Limbo,
+    /// Mappings that are hidden while bytes are being copied: nobody was asked
+    /// to acknowledge that yet.
+    pub(super) hidden: usize,
     /// What has changed of late, once somebody has asked.
     pub(super) log: Option<ChangeLog>,
     /// Who is told of every change.
@@ -508,9 +511,10 @@ impl State {
             .expect("granules that are held by one are visible once, and had room made");
         let since = self.iotlb.generation();
         let held = self.held_mut(at);
-        held.phase = Phase::Live;
+        let was = std::mem::replace(&mut held.phase, Phase::Live);
         // One that is put back has been seen before.
         held.since.get_or_insert(since);
+        self.hidden -= usize::from(was == Phase::Draining);
         self.committed(&[entry], &[], &[]);
         Ok(())
     }
@@ -609,6 +613,7 @@ impl State {
         for at in keys {
             self.held_mut(*at).phase = Phase::Draining;
         }
+        self.hidden += keys.len();
         if !hidden.is_empty() {
             self.committed(&[], &hidden, &[]);
         }
@@ -716,6 +721,7 @@ impl State {
             self.count_down(bounce.memory_id);
         }
         self.limbo.push(retired);
+        self.hidden -= 1;
         bounce
     }
 
@@ -728,6 +734,9 @@ impl State {
 
     /// Something was removed: who may still use it is asked to say when not.
     pub(super) fn ask_readers(&mut self, closed: &[MemoryId], actor: Option<SessionId>) {
+        // Whoever removes something has let go of that, and not of what others
+        // have hidden meanwhile.
+        let actor = actor.filter(|_| self.hidden == 0);
         self.readers.ask(self.iotlb.generation(), closed, actor);
     }
 
@@ -947,6 +956,9 @@ impl State {
     }
 
     fn check_limbo(&self) {
+        let held = self.held.values();
+        let hidden = held.filter(|held| held.phase == Phase::Draining);
+        assert_eq!(hidden.count(), self.hidden, "what is hidden is counted");
         let retired = self.held.iter().filter(|(_, held)| held.is_retired());
         assert_eq!(
             retired.count(),

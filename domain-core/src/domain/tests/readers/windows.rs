@@ -42,6 +42,38 @@ fn an_unmap_that_fails_does_not_make_the_mapping_younger_than_a_fence() {
     assert_eq!(limbo(&domain), [held]);
 }
 
+/// It let go of what it removed itself, not of what another request has hidden
+/// meanwhile and not asked anybody for yet.
+#[test]
+fn an_own_removal_does_not_acknowledge_what_is_hidden_and_still_being_copied() {
+    let domain = served();
+    let fake = Fake::frames();
+    domain.join(OTHER, reading(Role::Driver, 7, &fake)).unwrap();
+    let own = domain.alloc_coherent(OTHER, &CoherentSpec::of(P)).unwrap();
+    let buffer = Buffer::register(&domain, DRIVER, 1);
+    let mapped = stream(&domain, &buffer, 1);
+
+    let copying = draining(&domain, mapped);
+    let removal = domain.free_coherent(OTHER, own.iova(), own.id).unwrap();
+    ended(&domain, copying);
+
+    let waits = limbo(&domain).into_iter().map(|(range, ..)| range);
+    assert!(waits.collect::<Vec<_>>().contains(&visible(mapped)));
+    assert_eq!(domain.progress(removal), waiting(&[OTHER]));
+    ack_all(&domain, OTHER);
+    assert_all_is_free(&domain);
+    // Nothing is left behind by what was put back, either.
+    let mapped = stream(&domain, &buffer, 1);
+    drop(draining(&domain, mapped));
+    end(&domain, mapped);
+    ack_all(&domain, OTHER);
+    fake.asked();
+    let own = domain.alloc_coherent(OTHER, &CoherentSpec::of(P)).unwrap();
+    let removal = domain.free_coherent(OTHER, own.iova(), own.id).unwrap();
+    assert_eq!(fake.asked(), []);
+    assert_eq!(domain.progress(removal), Progress::Done);
+}
+
 #[test]
 fn who_joins_while_a_mapping_is_being_ended_never_saw_it() {
     let domain = served();
