@@ -997,16 +997,14 @@ impl Domain {
     pub fn holdings(&self, session: SessionId) -> Option<Holdings> {
         let state = self.look();
         let attached = state.sessions.get(&session)?;
-        let is_streaming = |at: &&Iova| {
-            state
-                .held
-                .get(at)
-                .is_some_and(|held| held.bounce().is_some())
-        };
-        let streaming = attached.mappings.iter().filter(is_streaming).count();
+        let mappings = attached.mappings.iter().filter_map(|at| state.held.get(at));
+        // What has ended it does not hold, though that may have to wait.
+        let mappings = mappings.filter(|held| !held.is_retired());
+        let (streaming, coherent): (Vec<_>, Vec<_>) =
+            mappings.partition(|held| held.bounce().is_some());
         Some(Holdings {
-            streaming,
-            coherent: attached.mappings.len() - streaming,
+            streaming: streaming.len(),
+            coherent: coherent.len(),
             memories: attached.memories.len(),
         })
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::aperture::POISON;
 use crate::domain::Standing;
 use crate::memory::UnregisterError;
-use crate::session::AckError;
+use crate::session::{AckError, Holdings};
 
 #[test]
 fn freed_coherent_memory_is_given_out_again_only_when_every_session_has_acknowledged() {
@@ -361,6 +361,37 @@ fn memory_can_be_given_back_while_the_range_it_was_seen_through_still_waits() {
     assert_eq!(fd.metadata().unwrap().len(), P);
     ack_all(&domain, FIRST);
     assert_all_is_free(&domain);
+}
+
+#[test]
+fn what_waits_is_counted_as_that_and_as_nothing_else() {
+    let domain = served();
+    let fake = Fake::frames();
+    domain.join(OTHER, reading(Role::Driver, 7, &fake)).unwrap();
+    join_by_frames(&domain, FIRST);
+    let buffer = Buffer::register(&domain, OTHER, 2);
+    let spec = buffer.spec(0, 2 * P, Direction::ToDevice);
+    let mapped = map(&domain, OTHER, spec).unwrap();
+    let made = domain.alloc_coherent(OTHER, &CoherentSpec::of(P)).unwrap();
+    map_direct(&domain, AS_OTHER, buffer.at(64 * P, 2)).unwrap();
+
+    unmap(&domain, OTHER, ending(mapped)).unwrap();
+    domain.free_coherent(OTHER, made.iova(), made.id).unwrap();
+    domain.unmap_direct(AS_OTHER, &[pages(64, 65)]).unwrap();
+
+    domain.check_invariants();
+    let usage = domain.usage();
+    assert_eq!((usage.streaming, usage.coherent, usage.direct), (0, 0, 0));
+    assert_eq!((usage.invalidating, usage.fenced), (3, 0));
+    assert_eq!(usage.quarantined.mappings, 0);
+    assert_eq!(usage.bounce.used_bytes, 2 * P);
+    assert_eq!(usage.coherent_aperture.used_bytes, P);
+    let holdings = Holdings {
+        streaming: 0,
+        coherent: 0,
+        memories: 1,
+    };
+    assert_eq!(domain.holdings(OTHER), Some(holdings));
 }
 
 #[test]
