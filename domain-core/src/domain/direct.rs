@@ -738,6 +738,12 @@ impl State {
         }
         // What is in transit ends with the request that moves it.
         self.bounce_epoch += 1;
+        // And what has ended and waits is not free either, and is zeroed then.
+        let held = self.held.values_mut();
+        let bounces = held.filter(|held| held.aperture() == ApertureKind::Bounce);
+        bounces
+            .filter(|held| held.is_retired())
+            .for_each(|held| held.scrub = true);
         let ended = streaming.len();
         let abandoned = self.abandon_all(streaming);
         Ok((ended, abandoned))

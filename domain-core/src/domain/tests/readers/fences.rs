@@ -329,3 +329,29 @@ fn a_reset_takes_back_what_readers_and_ghosts_let_go() {
     assert_eq!(seen(&domain, visible(mapped)), [0; P as usize]);
     assert_all_is_free(&domain);
 }
+
+/// D11: what has been unmapped is of the time before the reset, too.
+#[test]
+fn memory_that_was_waiting_at_a_reset_is_zero_when_it_is_free() {
+    let domain = served();
+    join_by_frames(&domain, FIRST);
+    join_by_frames(&domain, SECOND);
+    let buffer = Buffer::register(&domain, DRIVER, 2);
+    let [waits, held] = [(); 2].map(|()| stream(&domain, &buffer, 1));
+    end(&domain, held);
+    ack_all(&domain, SECOND);
+    fence(&domain, FIRST);
+    ack_all(&domain, SECOND);
+    end(&domain, waits);
+    device_floods(&domain, ApertureKind::Bounce, DIRT);
+
+    let (ended, _) = domain.reset_bounce(AS_DRIVER, false).unwrap();
+
+    assert_eq!(ended, 0);
+    assert_eq!(domain.usage().bounce.used_bytes, 2 * P);
+    ack_all(&domain, SECOND);
+    leave(&domain, FIRST);
+    assert_all_is_free(&domain);
+    let aperture = domain.aperture(ApertureKind::Bounce).unwrap().range();
+    assert!(seen(&domain, aperture).iter().all(|byte| *byte == 0));
+}
