@@ -432,7 +432,9 @@ impl State {
             return Err(UnmapDirectError::NotYours { range: *range });
         }
         let closed = self.take_out(doomed.iter().map(|entry| entry.range.start()));
-        self.ask_readers(&closed, actor.session());
+        if !doomed.is_empty() {
+            self.ask_readers(&closed, actor.session());
+        }
         Ok(Removed::of(doomed.iter()))
     }
 

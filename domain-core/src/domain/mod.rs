@@ -637,6 +637,9 @@ impl Domain {
     /// was in transit. Does nothing in a domain that has failed: guards call this
     /// while a panic unwinds, and a second panic would end the process.
     fn retire(&self, keys: &[Iova], actor: Option<SessionId>, scrub: impl FnOnce(&State) -> bool) {
+        if keys.is_empty() {
+            return;
+        }
         let Ok(mut state) = self.state.lock() else {
             return;
         };

@@ -239,11 +239,14 @@ impl Readers {
 
 impl Attending {
     fn ask(&mut self, generation: u64, closed: &[MemoryId], is_own: bool) {
-        let Some(reader) = &self.reader else {
-            self.view.acknowledge(generation);
-            return;
-        };
         let must_close = self.view.close(generation, closed);
+        let Some(reader) = &self.reader else {
+            return self.view.acknowledge(generation);
+        };
+        let is_asked = self.view.asked.max(self.view.acked) >= generation;
+        if is_asked && !must_close {
+            return;
+        }
         // Only a frame can say that memory is closed, or that an older one is.
         let owes = self.view.asked > self.view.acked;
         if !must_close && !owes {

@@ -593,12 +593,14 @@ impl State {
         };
         let abandoned = self.abandon_all(attached.mappings);
         let bounces = abandoned.into_iter().map(|at| self.retire(at, true));
-        let bounces = bounces.collect();
+        let bounces: Vec<_> = bounces.collect();
         self.drop_direct(&attached.memories);
         let memories = attached.memories.iter();
         let forgotten = memories.filter_map(|id| self.forget_memory(*id)).collect();
         let closed: Vec<_> = attached.memories.into_iter().collect();
-        self.ask_readers(&closed, None);
+        if bounces.len() + closed.len() > 0 {
+            self.ask_readers(&closed, None);
+        }
         (bounces, forgotten)
     }
 

@@ -215,6 +215,32 @@ fn memory_is_opened_only_by_who_is_there_and_while_something_leads_to_it() {
     assert!(refused(FIRST, region), "it has ended");
 }
 
+#[test]
+fn nobody_is_asked_when_nothing_is_removed() {
+    let domain = served();
+    let fake = join_by_frames(&domain, FIRST);
+    domain.join(LATER, Role::Driver).unwrap();
+    let buffer = Buffer::register(&domain, DRIVER, 1);
+    // Something new that nobody needs to acknowledge.
+    let place = direct(&domain, buffer.at(64 * P, 1));
+    let before = dump(&domain);
+
+    let (_, cleared) = domain.clear_map(AS_DRIVER, &[pages(70, 80)]).unwrap();
+    let mapped = stream(&domain, &buffer, 1);
+    let wrong = ending(Mapped {
+        iova: Iova::new(0),
+        ..mapped
+    });
+    let missed = domain.unmap(DRIVER, &[wrong], BatchMode::Partial).unwrap();
+    leave(&domain, LATER);
+
+    assert!(missed[0].is_err());
+    assert_eq!(fake.asked(), []);
+    assert_eq!(domain.progress(cleared), Progress::Done);
+    assert_ne!(dump(&domain), before);
+    assert_eq!(direct_ranges(&domain), [place]);
+}
+
 /// Case 50.
 #[test]
 fn a_table_set_once_more_asks_nobody_and_waits_for_nobody() {
@@ -231,4 +257,21 @@ fn a_table_set_once_more_asks_nobody_and_waits_for_nobody() {
     assert_eq!(fake.asked(), []);
     let generation = set.generation;
     assert_eq!(domain.progress(Removal { generation }), Progress::Done);
+}
+
+#[test]
+fn what_was_acknowledged_is_not_asked_for_again() {
+    let domain = served();
+    let fake = join_by_frames(&domain, FIRST);
+    let buffer = Buffer::register(&domain, DRIVER, 1);
+    let place = direct(&domain, buffer.at(64 * P, 1));
+    let removal = unmap_direct(&domain, &[place]);
+    ack(&domain, FIRST, removal.generation);
+    assert_eq!(fake.asked(), [removal.generation]);
+
+    let given_back = domain.unregister(DRIVER, buffer.id).unwrap();
+
+    assert_eq!(given_back, removal, "nothing visible has changed");
+    assert_eq!(fake.asked(), []);
+    assert_eq!(domain.progress(given_back), Progress::Done);
 }
