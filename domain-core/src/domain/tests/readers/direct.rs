@@ -139,6 +139,27 @@ fn memory_that_was_opened_once_more_is_held_back() {
     assert_eq!(domain.progress(again), quarantined(&[FIRST]));
 }
 
+/// It has the file, but it does not know of a mapping that was made later, and
+/// it knows no other: nothing led to the memory in between.
+#[test]
+fn memory_that_was_closed_after_the_fence_is_held_back_no_more_when_it_is_mapped_again() {
+    let domain = served();
+    join_by_frames(&domain, FIRST);
+    let buffer = Buffer::register(&domain, DRIVER, 1);
+    let place = direct(&domain, buffer.at(64 * P, 1));
+    open(&domain, FIRST, &buffer);
+    fence(&domain, FIRST);
+    let removal = unmap_direct(&domain, &[place]);
+    assert_eq!(domain.progress(removal), quarantined(&[FIRST]));
+
+    let other = direct(&domain, buffer.at(66 * P, 1));
+    let again = unmap_direct(&domain, &[other]);
+
+    assert_eq!(domain.progress(again), Progress::Done);
+    assert_eq!(domain.progress(removal), quarantined(&[FIRST]));
+    assert_eq!(domain.usage().quarantined.mappings, 1);
+}
+
 /// It walked the table again before it heard that it has to close the file.
 #[test]
 fn memory_that_was_closed_and_mapped_again_before_the_fence_is_held_back() {
