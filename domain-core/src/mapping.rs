@@ -75,8 +75,8 @@ pub(crate) struct Held {
     pub(crate) syncs: u32,
     /// The reset of the bounce aperture that it was made after.
     pub(crate) epoch: u64,
-    /// Generation in which it became visible.
-    pub(crate) since: u64,
+    /// Generation in which it became visible for the first time.
+    pub(crate) since: Option<u64>,
     /// Its granules are overwritten before they are free.
     pub(crate) scrub: bool,
     /// In quarantine: who may still reach it.

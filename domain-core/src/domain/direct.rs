@@ -432,7 +432,9 @@ impl State {
             return Err(UnmapDirectError::NotYours { range: *range });
         }
         let closed = self.take_out(doomed.iter().map(|entry| entry.range.start()));
-        self.ask_readers(&closed, actor.session());
+        if !doomed.is_empty() {
+            self.ask_readers(&closed, actor.session());
+        }
         Ok(Removed::of(doomed.iter()))
     }
 
@@ -738,6 +740,12 @@ impl State {
         }
         // What is in transit ends with the request that moves it.
         self.bounce_epoch += 1;
+        // And what has ended and waits is not free either, and is zeroed then.
+        let held = self.held.values_mut();
+        let bounces = held.filter(|held| held.aperture() == ApertureKind::Bounce);
+        bounces
+            .filter(|held| held.is_retired())
+            .for_each(|held| held.scrub = true);
         let ended = streaming.len();
         let abandoned = self.abandon_all(streaming);
         Ok((ended, abandoned))

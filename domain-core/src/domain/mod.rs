@@ -241,6 +241,7 @@ impl Domain {
                 next_memory: 1,
                 readers: Readers::default(),
                 limbo: Limbo::default(),
+                hidden: 0,
                 log: None,
                 listener: None,
             }),
@@ -636,6 +637,9 @@ impl Domain {
     /// was in transit. Does nothing in a domain that has failed: guards call this
     /// while a panic unwinds, and a second panic would end the process.
     fn retire(&self, keys: &[Iova], actor: Option<SessionId>, scrub: impl FnOnce(&State) -> bool) {
+        if keys.is_empty() {
+            return;
+        }
         let Ok(mut state) = self.state.lock() else {
             return;
         };
@@ -996,16 +1000,14 @@ impl Domain {
     pub fn holdings(&self, session: SessionId) -> Option<Holdings> {
         let state = self.look();
         let attached = state.sessions.get(&session)?;
-        let is_streaming = |at: &&Iova| {
-            state
-                .held
-                .get(at)
-                .is_some_and(|held| held.bounce().is_some())
-        };
-        let streaming = attached.mappings.iter().filter(is_streaming).count();
+        let mappings = attached.mappings.iter().filter_map(|at| state.held.get(at));
+        // What has ended it does not hold, though that may have to wait.
+        let mappings = mappings.filter(|held| !held.is_retired());
+        let (streaming, coherent): (Vec<_>, Vec<_>) =
+            mappings.partition(|held| held.bounce().is_some());
         Some(Holdings {
-            streaming,
-            coherent: attached.mappings.len() - streaming,
+            streaming: streaming.len(),
+            coherent: coherent.len(),
             memories: attached.memories.len(),
         })
     }

@@ -53,6 +53,9 @@ struct Ghost {
     view: View,
     /// What was made later is out of its reach.
     until: u64,
+    /// Memories that it has opened, and when for the first time since nothing led
+    /// there: what did later was made later.
+    parted: BTreeMap<MemoryId, u64>,
 }
 
 /// What of a removed thing tells who could reach it.
@@ -96,8 +99,12 @@ impl Readers {
         };
         if let Some(reader) = reader {
             reader.fence(generation);
-            let until = generation;
-            self.ghosts.insert(session, Ghost { view, until });
+            let ghost = Ghost {
+                view,
+                until: generation,
+                parted: BTreeMap::new(),
+            };
+            self.ghosts.insert(session, ghost);
         }
     }
 
@@ -109,7 +116,7 @@ impl Readers {
             attending.ask(generation, closed, actor == Some(*session));
         }
         for ghost in self.ghosts.values_mut() {
-            ghost.view.close(generation, closed);
+            ghost.close(generation, closed);
         }
     }
 
@@ -157,7 +164,7 @@ impl Readers {
             ghost.view.acked < removed
                 && match reach {
                     Reach::Aperture { since } => since <= ghost.until,
-                    Reach::Memory(memory) => ghost.view.opened.contains_key(&memory),
+                    Reach::Memory(memory) => ghost.could_reach(memory, removed),
                     Reach::Nothing => false,
                 }
         };
@@ -239,11 +246,14 @@ impl Readers {
 
 impl Attending {
     fn ask(&mut self, generation: u64, closed: &[MemoryId], is_own: bool) {
-        let Some(reader) = &self.reader else {
-            self.view.acknowledge(generation);
-            return;
-        };
         let must_close = self.view.close(generation, closed);
+        let Some(reader) = &self.reader else {
+            return self.view.acknowledge(generation);
+        };
+        let is_asked = self.view.asked.max(self.view.acked) >= generation;
+        if is_asked && !must_close {
+            return;
+        }
         // Only a frame can say that memory is closed, or that an older one is.
         let owes = self.view.asked > self.view.acked;
         if !must_close && !owes {
@@ -258,6 +268,23 @@ impl Attending {
         }
         self.view.asked = generation;
         reader.ask(generation);
+    }
+}
+
+impl Ghost {
+    /// Could it find its way to this memory by what was removed then?
+    fn could_reach(&self, memory: MemoryId, removed: u64) -> bool {
+        let parted = self.parted.get(&memory);
+        self.view.opened.contains_key(&memory) && parted.is_none_or(|parted| removed <= *parted)
+    }
+
+    fn close(&mut self, generation: u64, closed: &[MemoryId]) {
+        self.view.close(generation, closed);
+        for memory in closed {
+            if self.view.opened.contains_key(memory) {
+                self.parted.entry(*memory).or_insert(generation);
+            }
+        }
     }
 }
 

@@ -53,6 +53,9 @@ pub(super) struct State {
     pub(super) readers: Readers,
     /// What is removed and not acknowledged.
     pub(super) limbo: Limbo,
+    /// Mappings that are hidden while bytes are being copied: nobody was asked
+    /// to acknowledge that yet.
+    pub(super) hidden: usize,
     /// What has changed of late, once somebody has asked.
     pub(super) log: Option<ChangeLog>,
     /// Who is told of every change.
@@ -463,7 +466,7 @@ impl State {
             phase: Phase::Reserved,
             syncs: 0,
             epoch: self.bounce_epoch,
-            since: 0,
+            since: None,
             scrub: false,
             blocked_by: None,
             kind,
@@ -508,7 +511,10 @@ impl State {
             .expect("granules that are held by one are visible once, and had room made");
         let since = self.iotlb.generation();
         let held = self.held_mut(at);
-        (held.phase, held.since) = (Phase::Live, since);
+        let was = std::mem::replace(&mut held.phase, Phase::Live);
+        // One that is put back has been seen before.
+        held.since.get_or_insert(since);
+        self.hidden -= usize::from(was == Phase::Draining);
         self.committed(&[entry], &[], &[]);
         Ok(())
     }
@@ -587,12 +593,14 @@ impl State {
         };
         let abandoned = self.abandon_all(attached.mappings);
         let bounces = abandoned.into_iter().map(|at| self.retire(at, true));
-        let bounces = bounces.collect();
+        let bounces: Vec<_> = bounces.collect();
         self.drop_direct(&attached.memories);
         let memories = attached.memories.iter();
         let forgotten = memories.filter_map(|id| self.forget_memory(*id)).collect();
         let closed: Vec<_> = attached.memories.into_iter().collect();
-        self.ask_readers(&closed, None);
+        if bounces.len() + closed.len() > 0 {
+            self.ask_readers(&closed, None);
+        }
         (bounces, forgotten)
     }
 
@@ -607,6 +615,7 @@ impl State {
         for at in keys {
             self.held_mut(*at).phase = Phase::Draining;
         }
+        self.hidden += keys.len();
         if !hidden.is_empty() {
             self.committed(&[], &hidden, &[]);
         }
@@ -696,7 +705,9 @@ impl State {
                 at,
                 bytes: held.granules.len_bytes().unwrap_or(u64::MAX),
             },
-            reach: Reach::Aperture { since: held.since },
+            reach: Reach::Aperture {
+                since: held.since.expect("it was visible"),
+            },
         };
         let streamed = held
             .bounce()
@@ -712,6 +723,7 @@ impl State {
             self.count_down(bounce.memory_id);
         }
         self.limbo.push(retired);
+        self.hidden -= 1;
         bounce
     }
 
@@ -724,6 +736,9 @@ impl State {
 
     /// Something was removed: who may still use it is asked to say when not.
     pub(super) fn ask_readers(&mut self, closed: &[MemoryId], actor: Option<SessionId>) {
+        // Whoever removes something has let go of that, and not of what others
+        // have hidden meanwhile.
+        let actor = actor.filter(|_| self.hidden == 0);
         self.readers.ask(self.iotlb.generation(), closed, actor);
     }
 
@@ -943,6 +958,9 @@ impl State {
     }
 
     fn check_limbo(&self) {
+        let held = self.held.values();
+        let hidden = held.filter(|held| held.phase == Phase::Draining);
+        assert_eq!(hidden.count(), self.hidden, "what is hidden is counted");
         let retired = self.held.iter().filter(|(_, held)| held.is_retired());
         assert_eq!(
             retired.count(),

@@ -10,6 +10,7 @@ mod direct;
 mod memory;
 mod model;
 mod poison;
+mod readers;
 mod reset;
 mod sessions;
 mod set_map;

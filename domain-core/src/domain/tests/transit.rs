@@ -221,7 +221,7 @@ fn a_session_that_leaves_during_its_unmap_is_gone_whether_the_copy_succeeds_or_n
 
         if succeeds {
             let copied = ended.copy_back().unwrap();
-            domain.give_back(&[copied.end()], false);
+            domain.retire(&[copied.end()], None, |_| true);
         } else {
             drop(ended);
         }
