@@ -663,7 +663,9 @@ impl State {
             }
             let closed = self.without_entries(&replaced.removed);
             self.committed(&replaced.added, &replaced.removed, &closed);
-            self.ask_readers(&closed, actor.session());
+            if removed > 0 {
+                self.ask_readers(&closed, actor.session());
+            }
         }
         if is_large {
             self.refill();
