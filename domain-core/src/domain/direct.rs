@@ -663,7 +663,9 @@ impl State {
             }
             let closed = self.without_entries(&replaced.removed);
             self.committed(&replaced.added, &replaced.removed, &closed);
-            self.ask_readers(&closed, actor.session());
+            if removed > 0 {
+                self.ask_readers(&closed, actor.session());
+            }
         }
         if is_large {
             self.refill();
@@ -765,9 +767,11 @@ impl State {
             scrub,
             restrictions,
         } = settings;
+        // What ghosts hold back is not the domain's use.
+        let mappings = self.held.len() - self.limbo.quarantined_granules();
         let uses = [
             (Quota::Sessions, quotas.sessions, self.sessions.len()),
-            (Quota::Mappings, quotas.mappings, self.held.len()),
+            (Quota::Mappings, quotas.mappings, mappings),
             (Quota::Memories, quotas.memories, self.memories.len()),
             (Quota::Direct, quotas.direct, self.iotlb.direct_len()),
         ];

@@ -2,6 +2,7 @@
 //! by looking at all of it.
 
 use super::ops::{DirectWish, EntryWish, Expect, PlaceWish};
+use super::readers::{Gone, What};
 use super::*;
 use crate::addr::RangeError;
 use crate::direct::{Removed, SetMapError, TableSet, UnmapDirectError};
@@ -19,6 +20,8 @@ pub(super) struct Page {
     perm: Perm,
     /// Which mapping it is a part of.
     entry: u64,
+    /// When it was made, in operations.
+    made: u64,
 }
 
 /// Something that is visible, with its place behind it.
@@ -44,13 +47,6 @@ fn shared_bytes(one: IovaRange, other: IovaRange) -> u64 {
 
 fn pages_in(range: IovaRange) -> std::ops::RangeInclusive<u64> {
     range.start().get() / P..=range.last().get() / P
-}
-
-pub(super) fn actor(who: u64) -> Actor {
-    match who {
-        0 => Actor::Owner,
-        session => Actor::Session(SessionId::new(session)),
-    }
 }
 
 impl Model {
@@ -110,19 +106,38 @@ impl Model {
                 offset: mapping.offset + skipped as u64 * P,
                 perm: mapping.perm,
                 entry: self.next_entry,
+                made: self.kept.remove(&page).unwrap_or(self.clock),
             };
             assert!(self.direct.insert(page, shown).is_none());
         }
     }
 
-    fn forget_entry(&mut self, number: u64) {
-        self.direct.retain(|_, page| page.entry != number);
+    /// Takes pages out; answers what becomes of them.
+    fn forget_pages(&mut self, is_doomed: impl Fn(&Self, &Page) -> bool) -> Vec<Gone> {
+        let pages = self.direct.iter();
+        let doomed = pages.filter(|(_, page)| is_doomed(self, page));
+        let doomed: Vec<_> = doomed.map(|(at, page)| (*at, *page)).collect();
+        for (at, _) in &doomed {
+            self.direct.remove(at);
+        }
+        let gone = doomed.into_iter();
+        gone.map(|(at, page)| Gone::of(What::Direct(at, page.memory), page.made))
+            .collect()
     }
 
-    pub(super) fn forget_direct_of_unknown_memories(&mut self) {
-        let memories = &self.memories;
-        self.direct
-            .retain(|_, page| memories.contains_key(&page.memory));
+    pub(super) fn forget_direct_of_unknown_memories(&mut self) -> Vec<Gone> {
+        self.forget_pages(|model, page| !model.memories.contains_key(&page.memory))
+    }
+
+    /// Memories that something led to, and nothing does any more.
+    fn closed(&self, gone: &[Gone]) -> Vec<MemoryId> {
+        let memories = gone.iter().filter_map(|one| match one.what {
+            What::Direct(_, memory) | What::Use(memory) => Some(memory),
+            _ => None,
+        });
+        let memories: std::collections::BTreeSet<_> = memories.collect();
+        let closed = memories.into_iter();
+        closed.filter(|id| self.direct_users_of(*id) == 0).collect()
     }
 
     pub(super) fn direct_users_of(&self, id: MemoryId) -> u64 {
@@ -161,6 +176,7 @@ impl Model {
             && limit.is_none_or(|limit| range.last() <= limit)
             && (allowed.is_empty() || allowed_bytes == P)
             && !self.direct.contains_key(&page)
+            && !self.is_place_gone(page)
     }
 
     fn automatic(
@@ -246,6 +262,9 @@ impl Model {
                 index,
             });
         }
+        if let Some(waits) = self.waits_in(range) {
+            return Err(waits);
+        }
         Ok(DirectMapping {
             range,
             memory: spec.memory,
@@ -322,7 +341,8 @@ impl Model {
             removed.mappings += 1;
             removed.bytes += range.len_bytes().unwrap();
         }
-        numbers.iter().for_each(|number| self.forget_entry(*number));
+        let gone = self.forget_pages(|_, page| numbers.contains(&page.entry));
+        self.direct_gone = gone;
         Ok(removed)
     }
 
@@ -331,6 +351,16 @@ impl Model {
         let unmapped = self.domain.unmap_direct(actor, ranges);
         let unmapped = unmapped.map(|(removed, _)| removed);
         assert_eq!(unmapped, expected, "{ranges:?}");
+        self.bury_direct(actor);
+    }
+
+    /// After the domain has removed them, too.
+    fn bury_direct(&mut self, actor: Actor) {
+        let gone = std::mem::take(&mut self.direct_gone);
+        if !gone.is_empty() {
+            let closed = self.closed(&gone);
+            self.removed(gone, &closed, actor.session());
+        }
     }
 
     fn unmapped(
@@ -381,6 +411,7 @@ impl Model {
             .clear_map(actor, ranges)
             .map(|(removed, _)| removed);
         assert_eq!(cleared, expected, "{ranges:?}");
+        self.bury_direct(actor);
     }
 
     pub(super) fn set_map(&mut self, actor: Actor, wishes: Option<&[EntryWish]>, expect: Expect) {
@@ -402,6 +433,10 @@ impl Model {
             Expect::Now => Some(now),
             Expect::Older(by) => Some(now.saturating_sub(by)),
         };
+        let waits: Vec<_> = table
+            .iter()
+            .map(|entry| self.waits_in(entry.range))
+            .collect();
         let answer = self.domain.set_map(actor, &table, expected);
         if let Err(error) = self.may_set(actor, &table, expected) {
             assert_eq!(answer, Err(error), "{table:?}");
@@ -428,8 +463,8 @@ impl Model {
             return;
         }
         for (index, entry) in table.iter().enumerate() {
-            if let Err(error) = self.check_place(entry.range) {
-                let error = error.into();
+            let placed = self.check_place(entry.range).map_err(Into::into);
+            if let Some(error) = placed.err().or(waits[index]) {
                 assert_eq!(answer, Err(SetMapError::Entry { index, error }));
                 return;
             }
@@ -437,7 +472,7 @@ impl Model {
         let old = self.direct_table();
         let added = table.iter().filter(|entry| !old.contains(entry)).count();
         let removed = old.iter().filter(|entry| !table.contains(entry)).count();
-        self.direct.clear();
+        let gone = self.replaced(&table);
         table.iter().for_each(|entry| self.enter(*entry));
         let generation = match added + removed {
             0 => self.direct_generation,
@@ -449,6 +484,33 @@ impl Model {
             removed,
         };
         assert_eq!(answer, Ok(set), "{table:?}");
+        if removed > 0 {
+            let closed = self.closed(&gone);
+            self.removed(gone, &closed, actor.session());
+        }
+    }
+
+    /// Empties the table for a new one. What that does not show in the same way
+    /// is gone: the places that it leaves, and of others the use.
+    fn replaced(&mut self, table: &[DirectMapping]) -> Vec<Gone> {
+        let old = self.entries();
+        let kept: Vec<_> = old
+            .iter()
+            .filter(|(_, entry)| table.contains(entry))
+            .collect();
+        let stays = |number| kept.iter().any(|(kept, _)| *kept == number);
+        let mut gone = Vec::new();
+        for (at, page) in std::mem::take(&mut self.direct) {
+            if stays(page.entry) {
+                self.kept.insert(at, page.made);
+                continue;
+            }
+            gone.push(Gone::of(What::Use(page.memory), page.made));
+            if !table.iter().any(|entry| entry.range.overlaps(page_of(at))) {
+                gone.push(Gone::of(What::Direct(at, page.memory), page.made));
+            }
+        }
+        gone
     }
 
     /// Everything but what the entries say of each other and of their places.
@@ -505,8 +567,19 @@ impl Model {
             .map(|(ended, _)| ended);
         assert_eq!(reset, expected);
         if expected.is_ok() {
-            self.held.retain(|held| held.spec.is_none());
-            self.scrub(self.base..self.base + BOUNCE_PAGES);
+            let (gone, stay): (Vec<_>, Vec<_>) =
+                self.held.drain(..).partition(|held| held.spec.is_some());
+            self.held = stay;
+            let gone: Vec<_> = gone.iter().map(|held| Gone::aperture(held, true)).collect();
+            self.zero_gone_bounces();
+            if !gone.is_empty() {
+                self.removed(gone, &[], actor.session());
+            }
+            for page in self.base..self.base + BOUNCE_PAGES {
+                if !self.is_gone(page) {
+                    self.scrub(page..page + 1);
+                }
+            }
         }
     }
 
@@ -550,7 +623,11 @@ impl Model {
         }
         for &range in settings.restrictions.reserved() {
             let mut in_use = vec![self.apertures()];
-            in_use.extend(self.direct_table().iter().map(|entry| entry.range));
+            let mut mapped: Vec<_> = self.direct_table().iter().map(|e| e.range).collect();
+            let waiting = self.limbo_views(Some(MappingKind::Direct)).into_iter();
+            mapped.extend(waiting.map(|view| view.visible));
+            mapped.sort_unstable();
+            in_use.extend(mapped);
             if let Some(&hit) = in_use.iter().find(|there| there.overlaps(range)) {
                 return Err(RestrictionError::InUse { range, hit }.into());
             }
@@ -673,7 +750,10 @@ impl Model {
 
     pub(super) fn check_direct(&mut self) {
         let table = self.direct_table();
-        assert_eq!(super::direct_table(&self.domain), table);
+        let mut live = super::direct_table(&self.domain);
+        let waiting = self.limbo_views(Some(MappingKind::Direct));
+        live.retain(|entry| waiting.iter().all(|view| view.visible != entry.range));
+        assert_eq!(live, table);
         let usage = self.domain.usage();
         assert_eq!(usage.direct, table.len());
         let is_same = table == self.direct_before;
@@ -687,6 +767,10 @@ impl Model {
         let listed = self
             .domain
             .mappings(MappingFilter::default(), Iova::new(0), 999);
+        let is_sorted = listed.is_sorted_by_key(|view| view.visible);
+        assert!(is_sorted, "{listed:?}");
+        let listed = listed.into_iter();
+        let listed: Vec<_> = listed.filter(|view| view.phase == Phase::Live).collect();
         let shown = self.shown();
         let ranges = shown.iter().map(|one| one.range);
         assert!(listed.iter().map(|view| view.visible).eq(ranges));

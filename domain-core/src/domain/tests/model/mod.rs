@@ -4,14 +4,16 @@
 
 mod direct;
 mod ops;
+mod readers;
 
 use std::collections::BTreeMap;
 use std::io;
 
 use proptest::prelude::*;
 
-use self::direct::actor;
-use self::ops::{EndWish, MapWish, Op, SyncWish, Twist, ops};
+use self::ops::{EndWish, Kind, MapWish, Op, SyncWish, Twist, kinds, ops};
+use self::readers::{Gone, ModelReader, What};
+use super::readers::Fake;
 use super::*;
 use crate::alloc::{AllocError, AllocRequest};
 use crate::aperture::POISON;
@@ -30,7 +32,7 @@ const PAGES: u64 = BOUNCE_PAGES + COHERENT_PAGES;
 /// Cuts page 40: pages 0 to 39 are whole.
 const LIMIT: u64 = 40 * P + 99;
 const QUOTAS: Quotas = Quotas {
-    sessions: 3,
+    sessions: 4,
     mappings: 7,
     memories: 4,
     direct: 6,
@@ -52,6 +54,8 @@ struct ModelHeld {
     visible: IovaRange,
     /// `None` for coherent memory.
     spec: Option<MapSpec>,
+    /// When it was made, in operations.
+    made: u64,
 }
 
 impl ModelHeld {
@@ -91,6 +95,19 @@ struct Model {
     shared: Vec<u8>,
     generation: u64,
     entries: Vec<Entry>,
+    /// Operations so far.
+    clock: u64,
+    /// Who has joined how often: each time as another session.
+    lives: BTreeMap<u64, u64>,
+    readers: BTreeMap<SessionId, ModelReader>,
+    /// What was removed and somebody may still use.
+    gone: Vec<Gone>,
+    /// When pages were made that a new table shows as the old one did.
+    kept: BTreeMap<u64, u64>,
+    /// Of the direct table, in the operation that is under way.
+    direct_gone: Vec<Gone>,
+    /// Generations in which something was.
+    removals: Vec<u64>,
 }
 
 /// What errors and answers are compared as: their numbers too.
@@ -182,6 +199,13 @@ impl Model {
             shared: vec![scrub_byte; size((base + PAGES) * P)],
             generation: 0,
             entries: Vec::new(),
+            clock: 0,
+            lives: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            gone: Vec::new(),
+            kept: BTreeMap::new(),
+            direct_gone: Vec::new(),
+            removals: Vec::new(),
         }
     }
 
@@ -193,24 +217,44 @@ impl Model {
         self.base + BOUNCE_PAGES..self.base + PAGES
     }
 
+    fn session(&self, who: u64) -> SessionId {
+        let lives = self.lives.get(&who).copied().unwrap_or(0);
+        SessionId::new(who + 10 * lives)
+    }
+
+    fn actor(&self, who: u64) -> Actor {
+        match who {
+            0 => Actor::Owner,
+            who => Actor::Session(self.session(who)),
+        }
+    }
+
     fn run(&mut self, op: &Op) {
+        self.clock += 1;
         match op {
-            Op::Join(who, role) => self.join(SessionId::new(*who), *role),
-            Op::Leave(who) => self.leave(SessionId::new(*who)),
+            Op::Join(who, role, kind) => self.join(*who, *role, *kind),
+            Op::Leave(who) => self.leave(self.session(*who)),
+            Op::Fence(who) => self.fence(self.session(*who)),
+            Op::Ack(who, wish) => self.acknowledges(self.session(*who), *wish),
+            Op::Pin(who, back) => self.pins(self.session(*who), *back),
+            Op::Open(who, which) => {
+                let id = self.memory_id(*which);
+                self.opens(self.session(*who), id);
+            }
             Op::Register(who, pages, writable, persistent) => {
-                self.register(SessionId::new(*who), *pages, *writable, *persistent);
+                self.register(self.session(*who), *pages, *writable, *persistent);
             }
             Op::Unregister(who, which) => {
                 let id = self.memory_id(*which);
-                self.unregister(SessionId::new(*who), id);
+                self.unregister(self.session(*who), id);
             }
-            Op::Map(who, mode, wishes) => self.map(SessionId::new(*who), *mode, wishes),
-            Op::Unmap(who, mode, wishes) => self.unmap(SessionId::new(*who), *mode, wishes),
-            Op::Sync(who, mode, wishes) => self.sync(SessionId::new(*who), *mode, wishes),
-            Op::Alloc(who, spec) => self.alloc(SessionId::new(*who), spec),
+            Op::Map(who, mode, wishes) => self.map(self.session(*who), *mode, wishes),
+            Op::Unmap(who, mode, wishes) => self.unmap(self.session(*who), *mode, wishes),
+            Op::Sync(who, mode, wishes) => self.sync(self.session(*who), *mode, wishes),
+            Op::Alloc(who, spec) => self.alloc(self.session(*who), spec),
             Op::Free(who, which, twist) => {
                 let (iova, id) = self.name(*which, *twist);
-                self.free(SessionId::new(*who), iova, id);
+                self.free(self.session(*who), iova, id);
             }
             Op::Scrub(scrub) => {
                 set_scrub(&self.domain, *scrub);
@@ -242,11 +286,13 @@ impl Model {
                     memory.sealed = true;
                 }
             }
-            Op::MapDirect(who, mode, wishes) => self.map_direct(actor(*who), *mode, wishes),
-            Op::UnmapDirect(who, ranges) => self.unmap_direct(actor(*who), ranges),
-            Op::ClearMap(who, ranges) => self.clear_map(actor(*who), ranges),
-            Op::SetMap(who, table, expect) => self.set_map(actor(*who), table.as_deref(), *expect),
-            Op::ResetBounce(who, force) => self.reset(actor(*who), *force),
+            Op::MapDirect(who, mode, wishes) => self.map_direct(self.actor(*who), *mode, wishes),
+            Op::UnmapDirect(who, ranges) => self.unmap_direct(self.actor(*who), ranges),
+            Op::ClearMap(who, ranges) => self.clear_map(self.actor(*who), ranges),
+            Op::SetMap(who, table, expect) => {
+                self.set_map(self.actor(*who), table.as_deref(), *expect)
+            }
+            Op::ResetBounce(who, force) => self.reset(self.actor(*who), *force),
             Op::Update(direct, scrub, reserved, allowed) => {
                 self.update(*direct, *scrub, reserved, allowed);
             }
@@ -295,35 +341,72 @@ impl Model {
         Err(QuotaExceeded { quota, limit, used })
     }
 
-    fn join(&mut self, session: SessionId, role: Role) {
-        if self.sessions.contains_key(&session) {
-            return; // a broken promise of the caller, not a case
+    fn join(&mut self, who: u64, role: Role, kind: Kind) {
+        let before = self.session(who);
+        if self.sessions.contains_key(&before) || self.readers.contains_key(&before) {
+            return; // as somebody else, once that one is gone
         }
-        let room = Self::room(Quota::Sessions, QUOTAS.sessions, self.sessions.len());
-        let answer = self.domain.join(session, role);
-        assert_eq!(
-            answer,
-            room.map(|()| self.generation).map_err(JoinError::Quota)
-        );
+        *self.lives.entry(who).or_default() += 1;
+        let session = self.session(who);
+        let known = self.sessions.len() + self.ghosts();
+        let room = Self::room(Quota::Sessions, QUOTAS.sessions, known);
+        let (joining, fake) = Model::joining(session, role, kind);
+        let answer = self.domain.join(session, joining);
+        let generation = self.domain.usage().generation;
+        assert_eq!(answer, room.map(|()| generation).map_err(JoinError::Quota));
         if answer.is_ok() {
             self.sessions.insert(session, role);
+            self.reads(session, kind, fake);
         }
     }
 
     fn leave(&mut self, session: SessionId) {
         self.domain.leave(session);
+        self.ended(session, false);
+    }
+
+    fn fence(&mut self, session: SessionId) {
+        let (reads, was_there) = (
+            self.readers.contains_key(&session),
+            self.sessions.contains_key(&session),
+        );
+        self.domain.fence(session);
+        if was_there || !reads {
+            self.ended(session, true);
+        }
+    }
+
+    fn ended(&mut self, session: SessionId, fence: bool) {
+        self.end_reading(session, fence);
+        self.free_what_nobody_uses();
         if self.sessions.remove(&session).is_none() {
             return;
         }
-        self.memories
-            .retain(|_, memory| memory.owner != Some(session));
-        self.forget_direct_of_unknown_memories();
+        let (forgotten, stay) = std::mem::take(&mut self.memories)
+            .into_iter()
+            .partition(|(_, memory)| memory.owner == Some(session));
+        self.memories = stay;
+        let forgotten: BTreeMap<MemoryId, ModelMemory> = forgotten;
+        let direct = self.forget_direct_of_unknown_memories();
         let (gone, stay) = self
             .held
             .drain(..)
             .partition::<Vec<_>, _>(|held| held.owner == Some(session));
         self.held = stay;
-        gone.iter().for_each(|held| self.scrub(held.pages()));
+        if gone.is_empty() && forgotten.is_empty() {
+            return;
+        }
+        // First the apertures, then the direct table: a generation each.
+        let last = self.domain.usage().generation;
+        let before = last - u64::from(!direct.is_empty());
+        let mut all: Vec<_> = gone
+            .iter()
+            .map(|held| Gone::aperture(held, true).at(before))
+            .collect();
+        all.extend(direct);
+        all.extend(forgotten.keys().map(|_| Gone::of(What::Number, 0)));
+        let closed: Vec<_> = forgotten.into_keys().collect();
+        self.removed(all, &closed, None);
     }
 
     fn zero(&mut self, pages: std::ops::Range<u64>) {
@@ -340,8 +423,8 @@ impl Model {
             .driver(session)
             .map_err(RegisterError::Denied)
             .and_then(|()| {
-                Self::room(Quota::Memories, QUOTAS.memories, self.memories.len())
-                    .map_err(RegisterError::Quota)
+                let known = self.memories.len() + self.numbers_gone();
+                Self::room(Quota::Memories, QUOTAS.memories, known).map_err(RegisterError::Quota)
             });
         let fd = driver_memfd("domain-model", pages * P).unwrap();
         let file = File::from(fd.try_clone().unwrap());
@@ -402,6 +485,7 @@ impl Model {
         assert_eq!(self.domain.unregister(session, id).map(drop), expected);
         if expected.is_ok() {
             self.memories.remove(&id);
+            self.removed(vec![Gone::of(What::Number, 0)], &[id], Some(session));
         }
     }
 
@@ -444,6 +528,7 @@ impl Model {
                     owner: Some(session),
                     visible: visible(mapped),
                     spec: Some(*spec),
+                    made: self.clock,
                 };
                 self.learn(&mut held, mapped.id);
                 self.fill(&held);
@@ -476,6 +561,7 @@ impl Model {
                 owner: Some(session),
                 visible,
                 spec: Some(*first),
+                made: self.clock,
             });
             let ends_so = self.some_placement_ends_so(session, rest, last, error);
             self.held.pop();
@@ -511,7 +597,7 @@ impl Model {
                 direction: spec.direction,
             });
         }
-        Self::room(Quota::Mappings, QUOTAS.mappings, self.held.len())?;
+        Self::room(Quota::Mappings, QUOTAS.mappings, self.charged(session))?;
         let lead = if spec.keep_offset { spec.offset % P } else { 0 };
         let request = AllocRequest {
             len_bytes: lead + spec.len_bytes,
@@ -547,7 +633,7 @@ impl Model {
         let is_usable = |page: u64| {
             let below_limit = limit.is_none_or(|last| page * P + P - 1 <= last.get());
             let is_free = !self.held.iter().any(|held| held.pages().contains(&page));
-            page > 0 && pages.contains(&page) && below_limit && is_free
+            page > 0 && pages.contains(&page) && below_limit && is_free && !self.is_gone(page)
         };
         // For each page, how many may be used from there on.
         let run = |page: u64| (page..).take_while(|page| is_usable(*page)).count() as u64;
@@ -656,14 +742,17 @@ impl Model {
         let answers = self.domain.unmap(session, &ends, mode);
         assert_eq!(heard(answers, |back| back), expected, "{ends:?}");
 
+        let mut gone = Vec::new();
         for (end, outcome) in ends.iter().zip(expected.into_iter().flatten()) {
             if outcome.is_ok() {
                 let at = self.held.iter().position(|held| held.id == end.id).unwrap();
                 let ended = self.held.remove(at);
-                if self.scrub == Scrub::OnUnmap || self.scrub_byte != 0 {
-                    self.scrub(ended.pages());
-                }
+                let scrub = self.scrub == Scrub::OnUnmap || self.scrub_byte != 0;
+                gone.push(Gone::aperture(&ended, scrub));
             }
+        }
+        if !gone.is_empty() {
+            self.removed(gone, &[], Some(session));
         }
     }
 
@@ -781,7 +870,7 @@ impl Model {
     fn alloc(&mut self, session: SessionId, spec: &CoherentSpec) {
         let expected = (|| {
             self.driver(session)?;
-            Self::room(Quota::Mappings, QUOTAS.mappings, self.held.len())?;
+            Self::room(Quota::Mappings, QUOTAS.mappings, self.charged(session))?;
             Ok::<_, AllocCoherentError>(self.fits(self.coherent_pages(), spec.place)?)
         })();
         let answer = self.domain.alloc_coherent(session, spec);
@@ -799,6 +888,7 @@ impl Model {
             owner: (!spec.persistent).then_some(session),
             visible: made.range,
             spec: None,
+            made: self.clock,
         };
         self.learn(&mut held, made.id);
         self.fill(&held);
@@ -820,7 +910,8 @@ impl Model {
         if expected.is_ok() {
             let at = self.held.iter().position(|held| held.id == id).unwrap();
             let freed = self.held.remove(at);
-            self.scrub(freed.pages());
+            let gone = Gone::aperture(&freed, true);
+            self.removed(vec![gone], &[], Some(session));
         }
     }
 
@@ -830,6 +921,7 @@ impl Model {
         self.check_table();
         self.check_direct();
         self.check_counts();
+        self.check_readers();
     }
 
     /// What is live shows exactly the model's bytes. What is free may have been
@@ -838,11 +930,12 @@ impl Model {
         for page in self.base..self.base + PAGES {
             let range = IovaRange::from_len(Iova::new(page * P), P).unwrap();
             let actual = seen(&self.domain, range);
+            let is_gone = self.is_gone(page);
             let model = &mut self.shared[size(page * P)..size(page * P + P)];
             let is_live = self.held.iter().any(|held| held.pages().contains(&page));
             let is_scrubbed = actual.iter().all(|byte| *byte == self.scrub_byte);
             assert!(
-                actual == model || (!is_live && is_scrubbed),
+                actual == model || (!is_live && !is_gone && is_scrubbed),
                 "page {page} shows what it should not"
             );
             model.copy_from_slice(&actual);
@@ -893,20 +986,25 @@ impl Model {
         let usage = self.domain.usage();
         let of =
             |is_counted: &dyn Fn(&&ModelHeld) -> bool| self.held.iter().filter(is_counted).count();
-        let granted = |kind_is: fn(&ModelHeld) -> bool| -> u64 {
-            let held = self.held.iter().filter(|held| kind_is(held));
-            held.map(|held| held.pages().count() as u64 * P).sum()
+        let granted = |is_bounce: bool| -> u64 {
+            let held = self.held.iter();
+            let held = held.filter(|held| held.spec.is_some() == is_bounce);
+            let held: u64 = held.map(|held| held.pages().count() as u64 * P).sum();
+            let gone = self.gone.iter().filter_map(|one| match &one.what {
+                What::Aperture(pages, bounce, _) if *bounce == is_bounce => Some(pages),
+                _ => None,
+            });
+            held + gone
+                .map(|pages| pages.clone().count() as u64 * P)
+                .sum::<u64>()
         };
         assert_eq!(usage.sessions, self.sessions.len());
         assert_eq!(usage.memories, self.memories.len());
         assert_eq!(usage.streaming, of(&|held| held.spec.is_some()));
         assert_eq!(usage.coherent, of(&|held| held.spec.is_none()));
-        assert_eq!(usage.bounce.used_bytes, granted(|held| held.spec.is_some()));
-        assert_eq!(
-            usage.coherent_aperture.used_bytes,
-            granted(|held| held.spec.is_none())
-        );
-        for session in (1..=5).map(SessionId::new) {
+        assert_eq!(usage.bounce.used_bytes, granted(true));
+        assert_eq!(usage.coherent_aperture.used_bytes, granted(false));
+        for session in (1..=5).map(|who| self.session(who)) {
             let mine = |held: &ModelHeld| held.owner == Some(session);
             let expected = self.sessions.contains_key(&session).then(|| Holdings {
                 streaming: of(&|held| mine(held) && held.spec.is_some()),
@@ -937,15 +1035,23 @@ fn sealed() -> CopyError {
     CopyError::Io(io::Error::from_raw_os_error(libc::EPERM))
 }
 
+/// Cases of each test; [`TEST_ROUNDS`] times as many if it is set.
+fn cases() -> u32 {
+    const TEST_ROUNDS: &str = "DOMAIND_TEST_ROUNDS";
+    let times = std::env::var(TEST_ROUNDS).map(|times| times.parse::<u32>());
+    300 * times.map_or(1, |times| times.expect(TEST_ROUNDS))
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
 
     #[test]
     fn a_domain_answers_and_shows_what_the_model_says(
         base in prop_oneof![Just(0), Just(5)],
+        drivers in [kinds(), kinds()],
         ops in prop::collection::vec(ops(), 1..80),
     ) {
-        run(Model::new(base, ScrubWith::Zero), &ops);
+        run(Model::new(base, ScrubWith::Zero), drivers, &ops);
     }
 
     /// B-08 poison_mode: what is visible is never poison where the model says
@@ -953,20 +1059,23 @@ proptest! {
     #[test]
     fn a_domain_in_poison_mode_shows_what_the_model_says(
         base in prop_oneof![Just(0), Just(5)],
+        drivers in [kinds(), kinds()],
         ops in prop::collection::vec(ops(), 1..80),
     ) {
-        run(Model::new(base, ScrubWith::Poison), &ops);
+        run(Model::new(base, ScrubWith::Poison), drivers, &ops);
     }
 }
 
-fn run(mut model: Model, ops: &[Op]) {
+fn run(mut model: Model, drivers: [Kind; 2], ops: &[Op]) {
     // Two drivers with memory to begin with: most operations need them.
-    for who in [1, 2] {
-        model.join(SessionId::new(who), Role::Driver);
-        model.register(SessionId::new(who), 3, true, false);
+    for (who, kind) in [1, 2].into_iter().zip(drivers) {
+        model.join(who, Role::Driver, kind);
+        model.register(model.session(who), 3, true, false);
     }
     for op in ops {
         model.run(op);
         model.check();
     }
+    model.clock += 1;
+    model.check_end();
 }

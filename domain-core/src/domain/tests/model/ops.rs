@@ -7,8 +7,13 @@ use super::*;
 /// Numbers that name something are taken modulo what there is.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
-    Join(u64, Role),
+    Join(u64, Role, Kind),
     Leave(u64),
+    Fence(u64),
+    Ack(u64, AckWish),
+    /// A view so far back; None: no view any more.
+    Pin(u64, Option<u64>),
+    Open(u64, usize),
     Register(u64, u64, bool, bool),
     Unregister(u64, usize),
     Map(u64, BatchMode, Vec<MapWish>),
@@ -29,6 +34,23 @@ pub(super) enum Op {
     Update(u32, Scrub, Vec<IovaRange>, Vec<IovaRange>),
     Translate(IovaRange, Perm),
     Lookup(IovaRange),
+}
+
+/// How a session acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Frames,
+    Pins,
+    /// It never translates.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum AckWish {
+    Now,
+    Asked,
+    Back(u64),
+    Ahead(u64),
 }
 
 #[derive(Clone, Debug)]
@@ -315,11 +337,36 @@ fn direct_ops() -> impl Strategy<Value = Op> {
     ]
 }
 
+pub(super) fn kinds() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        2 => Just(Kind::Nothing),
+        2 => Just(Kind::Pins),
+        1 => Just(Kind::Frames),
+    ]
+}
+
+fn reader_ops() -> impl Strategy<Value = Op> {
+    let acks = prop_oneof![
+        8 => Just(AckWish::Now),
+        4 => Just(AckWish::Asked),
+        4 => (0_u64..6).prop_map(AckWish::Back),
+        1 => (1_u64..3).prop_map(AckWish::Ahead),
+    ];
+    let views = prop_oneof![2 => Just(None), 3 => (0_u64..4).prop_map(Some)];
+    prop_oneof![
+        8 => (1_u64..=5, acks).prop_map(|(who, wish)| Op::Ack(who, wish)),
+        4 => (1_u64..=5, views).prop_map(|(who, back)| Op::Pin(who, back)),
+        4 => (1_u64..=5, 0_usize..6).prop_map(|(who, which)| Op::Open(who, which)),
+        1 => (1_u64..=5).prop_map(Op::Fence),
+    ]
+}
+
 pub(super) fn ops() -> impl Strategy<Value = Op> {
     use prop::collection::vec;
     let roles = prop_oneof![4 => Just(Role::Driver), 1 => Just(Role::Device)];
     prop_oneof![
-        3 => (1_u64..=5, roles).prop_map(|(who, role)| Op::Join(who, role)),
+        4 => (1_u64..=5, roles, kinds()).prop_map(|(who, role, kind)| Op::Join(who, role, kind)),
+        16 => reader_ops(),
         1 => (1_u64..=5).prop_map(Op::Leave),
         3 => (sessions(), 1_u64..=3, prop::bool::weighted(0.8), prop::bool::weighted(0.3))
             .prop_map(|(who, pages, writable, persistent)| {

@@ -23,7 +23,7 @@ const LATER: SessionId = SessionId::new(13);
 
 /// A session as its domain sees it, that writes down what it is told.
 #[derive(Debug, Default)]
-struct Fake {
+pub(super) struct Fake {
     by_frames: bool,
     /// The oldest view that one of its threads holds.
     pinned: Mutex<Option<u64>>,
@@ -52,27 +52,27 @@ impl Reader for Fake {
 }
 
 impl Fake {
-    fn frames() -> Arc<Fake> {
+    pub(super) fn frames() -> Arc<Fake> {
         Arc::new(Fake {
             by_frames: true,
             ..Fake::default()
         })
     }
 
-    fn pins() -> Arc<Fake> {
+    pub(super) fn pins() -> Arc<Fake> {
         Arc::new(Fake::default())
     }
 
-    fn pin(&self, view: u64) {
+    pub(super) fn pin(&self, view: u64) {
         *self.pinned.lock().unwrap() = Some(view);
     }
 
-    fn unpin(&self) {
+    pub(super) fn unpin(&self) {
         *self.pinned.lock().unwrap() = None;
     }
 
     /// What it was asked for since the last time.
-    fn asked(&self) -> Vec<u64> {
+    pub(super) fn asked(&self) -> Vec<u64> {
         std::mem::take(&mut self.asked.lock().unwrap())
     }
 

@@ -100,3 +100,23 @@ fn what_waits_for_attached_sessions_counts_as_before() {
     assert_eq!(domain.usage().invalidating, 0);
     alloc(&domain, 1).unwrap();
 }
+
+/// It would be refused also where it changes something else.
+#[test]
+fn what_is_in_quarantine_does_not_keep_the_settings_from_being_changed() {
+    let domain = narrow();
+    let made = [(); 3].map(|()| alloc(&domain, 1).unwrap());
+    fence(&domain, FIRST);
+    for made in made {
+        free(&domain, made);
+    }
+    alloc(&domain, 1).unwrap();
+
+    set_scrub(&domain, Scrub::OnUnmap);
+    let quotas = |mappings| Quotas {
+        mappings,
+        ..Quotas::default()
+    };
+    set_quotas(&domain, quotas(1)).unwrap();
+    assert!(set_quotas(&domain, quotas(0)).is_err());
+}

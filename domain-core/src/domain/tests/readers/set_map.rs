@@ -27,17 +27,17 @@ fn places(domain: &Domain) -> Vec<IovaRange> {
 }
 
 #[test]
-fn entries_that_stay_wait_for_nobody() {
+fn a_table_that_only_adds_waits_for_nobody() {
     let (domain, one, other) = fixture();
-    let more = one.entry(pages(80, 80));
+    let mut table = direct_table(&domain);
+    table.push(one.entry(pages(80, 80)));
+    table.push(other.entry(pages(71, 71)));
 
-    let removal = set(
-        &domain,
-        &[one.entry(pages(64, 67)), other.entry(pages(70, 70)), more],
-    );
+    let removal = set(&domain, &table).unwrap();
 
+    assert_eq!(domain.owed(FIRST), None);
+    assert_eq!(domain.progress(removal), Progress::Done);
     assert_eq!(places(&domain), []);
-    ack(&domain, FIRST, removal.unwrap().generation);
     assert_eq!(domain.usage().invalidating, 0);
 }
 
