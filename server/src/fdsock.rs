@@ -244,6 +244,7 @@ impl FdSocket {
             live,
             generation,
             ended: false,
+            stop: self.stop.clone(),
         })
     }
 }
@@ -273,6 +274,8 @@ struct Attachment {
     live: Arc<Live>,
     generation: u64,
     ended: bool,
+    /// For whoever looks after it when it has been dropped.
+    stop: CancellationToken,
 }
 
 impl Attachment {
@@ -378,13 +381,19 @@ impl Drop for Attachment {
     fn drop(&mut self) {
         if !self.ended {
             let (registry, live) = (Arc::clone(&self.registry), Arc::clone(&self.live));
-            let end = move || {
-                registry.end(&live, EndReason::Unspecified);
-                registry.parted(&live);
+            let stop = self.stop.clone();
+            let end = {
+                let (registry, live) = (Arc::clone(&registry), Arc::clone(&live));
+                move || registry.end(&live, EndReason::Unspecified)
             };
             // It may have much to zero; a panic may have left no runtime.
             match tokio::runtime::Handle::try_current() {
-                Ok(runtime) => drop(runtime.spawn_blocking(end)),
+                Ok(runtime) => drop(runtime.spawn(async move {
+                    let _ = off_worker(end).await;
+                    if !ghost::looks_gone(&registry, &live, true).await {
+                        ghost::keep_looking(registry, live, stop).await;
+                    }
+                })),
                 Err(_) => end(),
             }
         }

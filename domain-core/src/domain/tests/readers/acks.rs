@@ -212,19 +212,19 @@ fn memory_keeps_its_bytes_until_it_is_acknowledged_and_is_zeroed_before_it_is_fr
         let (mapped, made) = (stream(&domain, &buffer, 1), alloc(&domain, 1).unwrap());
         let ranges = [visible(mapped), made.range];
         for range in ranges {
-            device_writes(&domain, range.start(), &[DIRT; P as usize]);
+            device_writes(&domain, range.start(), &[DIRT; PAGE]);
         }
 
         end(&domain, mapped);
         let removal = free(&domain, made);
         for range in ranges {
             let bytes = seen(&domain, range);
-            assert_eq!(bytes, [DIRT; P as usize], "somebody may still use it");
+            assert_eq!(bytes, [DIRT; PAGE], "somebody may still use it");
         }
         ack(&domain, FIRST, removal.generation);
 
         for range in ranges {
-            assert_eq!(seen(&domain, range), [freed; P as usize]);
+            assert_eq!(seen(&domain, range), [freed; PAGE]);
         }
         assert_all_is_free(&domain);
     }
@@ -236,7 +236,7 @@ fn bounce_memory_that_is_zeroed_on_map_only_is_zero_when_it_is_seen_again() {
     join_by_frames(&domain, FIRST);
     let buffer = Buffer::register(&domain, DRIVER, 1);
     let mapped = stream(&domain, &buffer, 1);
-    device_writes(&domain, mapped.iova, &[DIRT; P as usize]);
+    device_writes(&domain, mapped.iova, &[DIRT; PAGE]);
     end(&domain, mapped);
     ack_all(&domain, FIRST);
 
@@ -244,7 +244,7 @@ fn bounce_memory_that_is_zeroed_on_map_only_is_zero_when_it_is_seen_again() {
     let again = map(&domain, DRIVER, spec).unwrap();
 
     assert_eq!(again.iova, mapped.iova);
-    assert_eq!(seen(&domain, granules(visible(again))), [0; P as usize]);
+    assert_eq!(seen(&domain, granules(visible(again))), [0; PAGE]);
 }
 
 #[test]

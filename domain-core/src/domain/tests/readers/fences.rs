@@ -14,7 +14,7 @@ fn a_fence_releases_all_that_the_session_held() {
     let mapped = map(&domain, OTHER, spec).unwrap();
     let made = domain.alloc_coherent(OTHER, &CoherentSpec::of(P)).unwrap();
     map_direct(&domain, AS_OTHER, buffer.at(64 * P, 2)).unwrap();
-    device_writes(&domain, mapped.iova, &[INTRUSION; P as usize]);
+    device_writes(&domain, mapped.iova, &[INTRUSION; PAGE]);
     let last = generation(&domain);
 
     fence(&domain, OTHER);
@@ -154,14 +154,14 @@ fn a_late_acknowledgment_frees_exactly_what_was_removed_up_to_it() {
     assert_eq!(domain.progress(third), quarantined(&[FIRST]));
     assert_eq!(domain.usage().quarantined.bytes, P);
     let bytes = |at: usize| seen(&domain, made[at].range);
-    assert_eq!(bytes(0), [0; P as usize], "zeroed before it is free");
-    assert_eq!(bytes(2), [DIRT; P as usize], "and not before");
+    assert_eq!(bytes(0), [0; PAGE], "zeroed before it is free");
+    assert_eq!(bytes(2), [DIRT; PAGE], "and not before");
     // Older once more.
     ack(&domain, FIRST, first.generation);
     assert_eq!(limbo(&domain), held(2));
 
     ack(&domain, FIRST, third.generation);
-    assert_eq!(bytes(2), [0; P as usize]);
+    assert_eq!(bytes(2), [0; PAGE]);
     assert_all_is_free(&domain);
     assert!(domain.is_fenced(FIRST), "it may still leave");
     leave(&domain, FIRST);
@@ -188,7 +188,7 @@ fn a_ghost_that_leaves_frees_everything_zeroed() {
     for removal in removed {
         assert_eq!(domain.progress(removal), Progress::Done);
     }
-    assert_eq!(seen(&domain, made.range), [0; 4 * P as usize]);
+    assert_eq!(seen(&domain, made.range), [0; 4 * PAGE]);
     assert_all_is_free(&domain);
     assert_eq!(direct(&domain, buffer.at(64 * P, 1)), place);
 }
@@ -324,9 +324,9 @@ fn a_reset_takes_back_what_readers_and_ghosts_let_go() {
     assert_eq!(domain.progress(removal), quarantined(&[SECOND]));
     let held = phase(mapped, Phase::Quarantined, Some(SECOND));
     assert_eq!(limbo(&domain), [held]);
-    assert_eq!(seen(&domain, visible(later)), [0; P as usize]);
+    assert_eq!(seen(&domain, visible(later)), [0; PAGE]);
     leave(&domain, SECOND);
-    assert_eq!(seen(&domain, visible(mapped)), [0; P as usize]);
+    assert_eq!(seen(&domain, visible(mapped)), [0; PAGE]);
     assert_all_is_free(&domain);
 }
 

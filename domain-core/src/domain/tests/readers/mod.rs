@@ -15,6 +15,9 @@ use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec};
 use crate::mapping::{MappingView, Phase};
 use crate::session::{Account, Joining, Progress, Reader, Removal};
 
+/// Bytes of a granule, for arrays.
+const PAGE: usize = 4096;
+
 /// Two who read.
 const FIRST: SessionId = SessionId::new(11);
 const SECOND: SessionId = SessionId::new(12);

@@ -134,6 +134,6 @@ fn what_a_fenced_driver_was_copying_back_waits_when_the_copy_is_over() {
     let held = (visible(mapped), Phase::Quarantined, Some(OTHER));
     assert_eq!(limbo(&domain), [held]);
     leave(&domain, OTHER);
-    assert_eq!(seen(&domain, visible(mapped)), [0; P as usize]);
+    assert_eq!(seen(&domain, visible(mapped)), [0; PAGE]);
     assert_all_is_free(&domain);
 }
