@@ -15,6 +15,7 @@
 // A harness fails loudly: what is not as it must be ends the test.
 #![allow(clippy::missing_errors_doc)]
 
+pub mod accessor;
 pub mod actor;
 pub mod bytes;
 pub mod children;
@@ -22,6 +23,7 @@ pub mod ctl;
 pub mod direct;
 pub mod effort;
 pub mod files;
+pub mod frames;
 pub mod grant;
 pub mod knock;
 pub mod node;

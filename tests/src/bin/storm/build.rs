@@ -19,7 +19,14 @@ pub(crate) fn domaind() -> anyhow::Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let built = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "domaind", "--bin", "domaind"])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "domaind-server",
+            "--bin",
+            "domaind",
+        ])
         .args(["--profile", profile])
         .arg("--target-dir")
         .arg(target)

@@ -42,11 +42,7 @@ pub(crate) async fn run(dir: &RuntimeDir, tally: &mut Tally, seed: u64) -> anyho
 }
 
 /// A direct mapping: where it lies says what it holds.
-async fn direct(
-    session: &Session,
-    tally: &mut Tally,
-    random: &mut Random,
-) -> anyhow::Result<()> {
+async fn direct(session: &Session, tally: &mut Tally, random: &mut Random) -> anyhow::Result<()> {
     let Some(range) = find(session, windows(), random)? else {
         return Ok(());
     };
@@ -94,7 +90,11 @@ fn aperture(
     };
     let granule = IovaRange::from_len(Iova::new(range.start().get() / P * P), P)?;
     let pin = session.pin()?;
-    let want = if random.one_in(2) { Perm::ReadWrite } else { Perm::Read };
+    let want = if random.one_in(2) {
+        Perm::ReadWrite
+    } else {
+        Perm::Read
+    };
     let pieces = match pin.translate(granule, want) {
         Ok(pieces) => pieces,
         Err(error) if !is_trouble(error) => return Ok(()),
@@ -106,7 +106,11 @@ fn aperture(
     for _ in 0..3 {
         let mut bytes = vec![0; size(memory.len())];
         memory.copy_out(0, &mut bytes)?;
-        seen = bytes.iter().copied().find(|byte| *byte != 0).unwrap_or(seen);
+        seen = bytes
+            .iter()
+            .copied()
+            .find(|byte| *byte != 0)
+            .unwrap_or(seen);
         let at = granule.start().get();
         tally.check("a granule", at, &bytes, |byte| byte == 0 || byte == seen);
         let coloured = bytes.iter().position(|byte| *byte == seen);
@@ -152,7 +156,10 @@ fn to_window_end(at: Iova) -> u64 {
 
 /// What cannot be explained by a mapping that has gone.
 fn is_trouble(error: PinError) -> bool {
-    matches!(error, PinError::Ended | PinError::Range(_) | PinError::NotBacked { .. })
+    matches!(
+        error,
+        PinError::Ended | PinError::Range(_) | PinError::NotBacked { .. }
+    )
 }
 
 /// Mostly none.

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use domaind_client::{
-    Access, AllocRequest, Buffer, Client, Coherent, CoherentSpec, Direction, DirectSpec, DomainId,
+    Access, AllocRequest, Buffer, Client, Coherent, CoherentSpec, DirectSpec, Direction, DomainId,
     Error, IovaRange, MapSpec, Mapping, Perm, Placement, Role, RuntimeDir, Session, v1,
 };
 use domaind_tests::P;
@@ -113,7 +113,9 @@ impl Driver<'_> {
 
     async fn unmap(&mut self, mapping: Mapping) -> anyhow::Result<()> {
         let colour = self.colour.byte();
-        self.look("a mapping at its end", mapping.range(), |byte| byte == colour)?;
+        self.look("a mapping at its end", mapping.range(), |byte| {
+            byte == colour
+        })?;
         if self.random.one_in(8) {
             // Dropped: unmapped by and by, and nothing flows back.
             return Ok(());
@@ -141,7 +143,8 @@ impl Driver<'_> {
         let mut held = vec![0; size(self.buffer.len_bytes())];
         self.buffer.copy_out(0, &mut held)?;
         let colour = self.colour.byte();
-        self.tally.check("the buffer", 0, &held, |byte| byte == colour);
+        self.tally
+            .check("the buffer", 0, &held, |byte| byte == colour);
         Ok(())
     }
 
@@ -171,7 +174,9 @@ impl Driver<'_> {
 
     async fn free(&mut self, ring: Coherent) -> anyhow::Result<()> {
         let colour = self.colour.byte();
-        self.look("coherent memory at its end", ring.range(), |byte| byte == colour)?;
+        self.look("coherent memory at its end", ring.range(), |byte| {
+            byte == colour
+        })?;
         if self.random.one_in(8) {
             return Ok(());
         }
@@ -222,7 +227,13 @@ impl Driver<'_> {
     /// device can reach it any more.
     async fn hide(&mut self) -> anyhow::Result<()> {
         let live = |(_, shown): &(usize, &Shown)| !shown.is_lost;
-        let live: Vec<usize> = self.pieces.iter().enumerate().filter(live).map(|(index, _)| index).collect();
+        let live: Vec<usize> = self
+            .pieces
+            .iter()
+            .enumerate()
+            .filter(live)
+            .map(|(index, _)| index)
+            .collect();
         if live.is_empty() {
             return Ok(());
         }
@@ -273,7 +284,8 @@ impl Driver<'_> {
     ) -> anyhow::Result<()> {
         let mut bytes = vec![0; size(pages * P)];
         self.shown.copy_out(page * P, &mut bytes)?;
-        self.tally.check(what, page * P, &bytes, |byte| byte == wanted);
+        self.tally
+            .check(what, page * P, &bytes, |byte| byte == wanted);
         Ok(())
     }
 
@@ -310,7 +322,8 @@ impl Driver<'_> {
     ) -> anyhow::Result<()> {
         let mut bytes = vec![0; len_of(range)];
         self.session.read(range.start(), &mut bytes)?;
-        self.tally.check(what, range.start().get(), &bytes, is_right);
+        self.tally
+            .check(what, range.start().get(), &bytes, is_right);
         Ok(())
     }
 
@@ -321,7 +334,8 @@ impl Driver<'_> {
         let mut bytes = vec![0; rest];
         let start = range.last().checked_add(1).context("below the end")?;
         self.session.read(start, &mut bytes)?;
-        self.tally.check("behind a fresh mapping", end, &bytes, |byte| byte == 0);
+        self.tally
+            .check("behind a fresh mapping", end, &bytes, |byte| byte == 0);
         Ok(())
     }
 

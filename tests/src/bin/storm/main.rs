@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use domaind_client::{Error, EndReason, RuntimeDir, v1};
+use domaind_client::{EndReason, Error, RuntimeDir, v1};
 
 use crate::tally::Tally;
 

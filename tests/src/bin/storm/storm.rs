@@ -35,13 +35,23 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
         false => build::domaind()?,
         true => build::check()?,
     }
-    let seed = cli.seed.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32);
+    let seed = cli
+        .seed
+        .unwrap_or_else(|| RandomState::new().hash_one(0) >> 32);
     eprintln!("storm: seed {seed}");
-    let timeout = cli.ack_timeout_ms.map(|ms| format!("--limits-ack-timeout-ms={ms}"));
+    let timeout = cli
+        .ack_timeout_ms
+        .map(|ms| format!("--limits-ack-timeout-ms={ms}"));
     let flags: Vec<&str> = timeout.iter().map(String::as_str).collect();
-    let poison: &[(&str, &str)] = if cli.poison { &[("DOMAIND_POISON", "1")] } else { &[] };
+    let poison: &[(&str, &str)] = if cli.poison {
+        &[("DOMAIND_POISON", "1")]
+    } else {
+        &[]
+    };
     let node = Node::configured(&flags, poison).await;
-    let created = node.create(DOMAIN, spec(BOUNCE_BYTES, COHERENT_BYTES)).await;
+    let created = node
+        .create(DOMAIN, spec(BOUNCE_BYTES, COHERENT_BYTES))
+        .await;
     created.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))?;
 
     let mut storm = Storm {
@@ -97,11 +107,21 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<ExitCode> {
     if cli.json {
         println!("{report}");
     } else {
-        println!("seed {seed}: {} cycles in {raged:.1?}, {kills} kills", counts.cycles);
-        println!("{} foreign bytes of {}", counts.foreign_bytes, counts.checked_bytes);
+        println!(
+            "seed {seed}: {} cycles in {raged:.1?}, {kills} kills",
+            counts.cycles
+        );
+        println!(
+            "{} foreign bytes of {}",
+            counts.foreign_bytes, counts.checked_bytes
+        );
         println!("left: {leaked} ranges, {leaked_fds} fds; audit: {audit}");
     }
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 struct Storm<'a> {
@@ -136,7 +156,10 @@ impl Storm<'_> {
         for role in [Role::Driver, Role::Device] {
             let running = self.spawn(role)?;
             let row = self.rows;
-            self.until("the first cycles", |storm| tally::read(&storm.tally, row).cycles > 20).await?;
+            self.until("the first cycles", |storm| {
+                tally::read(&storm.tally, row).cycles > 20
+            })
+            .await?;
             drop(running);
         }
         let fds = fds(self.node)?;
@@ -147,7 +170,9 @@ impl Storm<'_> {
     /// Until it has lasted or done enough.
     async fn rage(&mut self) -> anyhow::Result<BTreeSet<usize>> {
         let (drivers, devices) = (self.cli.processes, self.cli.devices);
-        let roles = (0..drivers).map(|_| Role::Driver).chain((0..devices).map(|_| Role::Device));
+        let roles = (0..drivers)
+            .map(|_| Role::Driver)
+            .chain((0..devices).map(|_| Role::Device));
         for role in roles.collect::<Vec<_>>() {
             let running = self.spawn(role)?;
             self.children.push(running);
@@ -201,7 +226,10 @@ impl Storm<'_> {
             };
             let is_killed = ended.is_some_and(|status| status.code().is_none());
             if !is_killed && !ended.is_some_and(|status| status.success()) {
-                eprintln!("storm: a {:?} that was told to stop: {ended:?}", running.role);
+                eprintln!(
+                    "storm: a {:?} that was told to stop: {ended:?}",
+                    running.role
+                );
                 self.failures += 1;
             }
         }
@@ -353,7 +381,10 @@ impl Left {
             }
         }
         if self.counted != before.counted {
-            faults.push(format!("GetInfo counts {:?}, it was {:?}", self.counted, before.counted));
+            faults.push(format!(
+                "GetInfo counts {:?}, it was {:?}",
+                self.counted, before.counted
+            ));
         }
         faults
     }

@@ -69,7 +69,13 @@ impl Tally {
     }
 
     /// Counts bytes that are not as they must be, and says where the first is.
-    pub(crate) fn check(&mut self, what: &str, at: u64, bytes: &[u8], is_right: impl Fn(u8) -> bool) {
+    pub(crate) fn check(
+        &mut self,
+        what: &str,
+        at: u64,
+        bytes: &[u8],
+        is_right: impl Fn(u8) -> bool,
+    ) {
         self.counts.checked_bytes += bytes.len() as u64;
         let Some(first) = bytes.iter().position(|byte| !is_right(*byte)) else {
             return;
