@@ -3,10 +3,10 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use domain_core::aperture::ScrubWith;
-use domain_core::coherent::CoherentSpec;
+use domain_core::coherent::{Allocated, CoherentSpec};
 use domain_core::direct::Actor;
 use domain_core::domain::{Domain, Settings};
 use domain_core::layout::LayoutSpec;
@@ -28,6 +28,8 @@ const SESSIONS: [u64; 3] = [1, 16, 256];
 /// The service's own apertures are as small as those of the domains that it
 /// makes here.
 const COHERENT_BYTES: u64 = 4 << 20;
+/// Allocations that are made together, and then freed: the clock is slow.
+const AT_A_TIME: usize = 32;
 const DRIVER: SessionId = SessionId::new(1);
 
 /// The same with next to nothing.
@@ -40,15 +42,17 @@ const ATTACH: &str = "attach/100k entries";
 /// Prints all rows of this family.
 pub(crate) fn rows(report: &Report, scale: &Scale) -> io::Result<()> {
     let goal = [Limit::Peer(LEAST, SAME)];
-    let core = SESSIONS.map(|count| (count, row("core", count)));
-    if report.wants_any(&core.clone().map(|(_, row)| row)) {
-        for (count, name) in core {
-            let contenders = vec![
-                in_process(Role::Ours, "domaind", count, ENTRIES, scale),
-                in_process(Role::Peer, LEAST, 1, 0, scale),
-            ];
-            let outcomes = interleave(scale.rounds, contenders);
-            report.print(&Row::new(name, Unit::Nanoseconds, outcomes, goal))?;
+    for (part, way) in [(Part::Alloc, "core alloc"), (Part::Both, "core")] {
+        for count in SESSIONS {
+            let name = row(way, count);
+            if report.wants(&name) {
+                let contenders = vec![
+                    in_process(Role::Ours, "domaind", (count, ENTRIES), part, scale),
+                    in_process(Role::Peer, LEAST, (1, 0), part, scale),
+                ];
+                let outcomes = interleave(scale.rounds, contenders);
+                report.print(&Row::new(name, Unit::Nanoseconds, outcomes, goal))?;
+            }
         }
     }
     let grpc = SESSIONS.map(|count| (count, row("grpc", count)));
@@ -100,7 +104,7 @@ pub(crate) fn rows(report: &Report, scale: &Scale) -> io::Result<()> {
 
 fn row(way: &str, sessions: u64) -> String {
     let plural = if sessions == 1 { "" } else { "s" };
-    format!("alloc+free/{way}/{sessions} session{plural}")
+    format!("coherent/{way}/{sessions} session{plural}")
 }
 
 /// Somebody who never holds anything, and takes no time to say so.
@@ -121,29 +125,51 @@ impl Reader for Nothing {
     fn fence(&self, _generation: u64) {}
 }
 
-/// The domain itself: page table, allocator, and who must let go.
+/// What of it is timed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// The page table and the allocator: nobody is asked for anything.
+    Alloc,
+    /// And the removal, for which every session's page is looked at.
+    Both,
+}
+
+/// Without a daemon, with so many sessions and direct entries.
 fn in_process(
     role: Role,
     name: &'static str,
-    sessions: u64,
-    entries: u64,
+    (sessions, entries): (u64, u64),
+    part: Part,
     scale: &Scale,
 ) -> Contender<'static> {
     let domain = domain(sessions, entries);
     let spec = CoherentSpec::of(PAGE);
+    let alloc = move |domain: &Domain| {
+        let allocated = domain.alloc_coherent(DRIVER, &spec);
+        allocated.expect("there is room")
+    };
+    let free = |domain: &Domain, allocated: Allocated| {
+        let freed = domain.free_coherent(DRIVER, allocated.iova(), allocated.id);
+        freed.expect("it is live");
+    };
     let mut batch = Batch::lasting(scale.turn);
-    Contender::new(role, name, move || {
-        batch.run(|ops| {
+    let mut live = Vec::with_capacity(AT_A_TIME);
+    let mut work = move |handfuls: u64| {
+        let mut took = Duration::ZERO;
+        for _ in 0..handfuls {
             let start = Instant::now();
-            for _ in 0..ops {
-                let allocated = domain.alloc_coherent(DRIVER, &spec);
-                let allocated = allocated.expect("there is room");
-                let freed = domain.free_coherent(DRIVER, allocated.iova(), allocated.id);
-                freed.expect("it is live");
-            }
-            start.elapsed()
-        })
-    })
+            live.extend((0..AT_A_TIME).map(|_| alloc(&domain)));
+            let allocated = start.elapsed();
+            live.drain(..)
+                .for_each(|allocated| free(&domain, allocated));
+            took += match part {
+                Part::Alloc => allocated,
+                Part::Both => start.elapsed(),
+            };
+        }
+        took
+    };
+    Contender::new(role, name, move || batch.run(&mut work) / AT_A_TIME as f64)
 }
 
 fn domain(sessions: u64, entries: u64) -> Domain {

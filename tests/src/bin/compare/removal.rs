@@ -82,11 +82,11 @@ fn kinds() -> impl Iterator<Item = Kind> {
 
 impl Kind {
     fn whole(&self) -> String {
-        format!("free/{}/{}", self.name, self.others)
+        format!("removal/{}/{}", self.name, self.others)
     }
 
     fn added(&self) -> String {
-        format!("acknowledged/{}/{}", self.name, self.others)
+        format!("removal/{}/{}/acks", self.name, self.others)
     }
 
     fn print(
@@ -120,14 +120,15 @@ fn added(outcomes: &[Outcome]) -> Vec<Outcome> {
         let found = outcomes.iter().find(|outcome| outcome.role == role);
         found.and_then(|outcome| outcome.value)
     };
-    let difference = || Some(value(Role::Ours)? - value(Role::Peer)?);
+    let whole = value(Role::Ours).zip(value(Role::Peer));
     let outcomes = outcomes.iter().filter(|outcome| outcome.role != Role::Peer);
-    let added = |outcome: &Outcome| Outcome {
-        value: match outcome.role {
-            Role::Ours => difference(),
-            _ => outcome.value,
+    let added = |outcome: &Outcome| match outcome.role {
+        Role::Ours => Outcome {
+            value: whole.map(|(ours, alone)| ours - alone),
+            note: whole.map(|(ours, alone)| format!("{ours:.0} less {alone:.0}")),
+            ..outcome.clone()
         },
-        ..outcome.clone()
+        _ => outcome.clone(),
     };
     outcomes.map(added).collect()
 }

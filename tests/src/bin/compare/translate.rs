@@ -38,7 +38,7 @@ pub(crate) fn rows(report: &Report, scale: &Scale) -> io::Result<()> {
     }
     let world = World::start()?;
     for (entries, name) in ENTRIES {
-        let driver = world.driver(name);
+        let driver = world.driver(&format!("table-{name}"));
         let paths = Paths::build(&world, &driver, entries);
         for kind in kinds(name) {
             let row = kind.row();
