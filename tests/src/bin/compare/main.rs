@@ -9,6 +9,8 @@
 //! documentation says and built as their own users build them.
 
 mod alloc;
+mod attached;
+mod attend;
 mod clock;
 mod copy;
 mod lookup;
@@ -16,16 +18,20 @@ mod memory;
 mod mixed;
 mod peers;
 mod random;
+mod removal;
 mod report;
 mod rounds;
 mod set_map;
+mod translate;
 mod update;
+mod world;
 
 use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::attend::Attendance;
 use crate::clock::Clock;
 use crate::random::SEED;
 use crate::report::Report;
@@ -45,7 +51,7 @@ struct Cli {
     /// One JSON object a line on stdout; the heading goes to stderr.
     #[arg(long)]
     json: bool,
-    /// About a minute instead of ten.
+    /// About two minutes instead of twelve.
     #[arg(long)]
     quick: bool,
     /// Only rows whose name contains this.
@@ -54,6 +60,9 @@ struct Cli {
     /// What a child process weighs.
     #[arg(long, hide = true)]
     weigh: Option<String>,
+    /// What a child process attends.
+    #[arg(long, hide = true)]
+    attend: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -72,6 +81,9 @@ fn run(cli: Cli) -> io::Result<()> {
     if let Some(load) = cli.weigh {
         return memory::weigh(&load);
     }
+    if let Some(attendance) = cli.attend {
+        return Attendance::attend(&attendance);
+    }
     let scale = if cli.quick { Scale::QUICK } else { Scale::FULL };
     let clock = Clock::calibrate();
     let report = Report::new(cli.json, cli.rows);
@@ -82,6 +94,9 @@ fn run(cli: Cli) -> io::Result<()> {
     update::rows(&report, &scale)?;
     set_map::rows(&report, &scale)?;
     copy::rows(&report, &scale)?;
+    translate::rows(&report, &scale)?;
+    removal::rows(&report, &scale)?;
+    attached::rows(&report, &scale)?;
     memory::rows(&report)
 }
 

@@ -8,5 +8,6 @@ pub(crate) use allocators::{
     Bitmap, Buddy, Nodit, OffsetAllocator, Ours, PAGE, PageAllocator, RangeMap, VmAllocator,
 };
 pub(crate) use tables::{
-    BTreeTable, Editable, FlatTable, IotlbTable, Mapping, NoditTable, RangeMapTable, Table, VmIotlb,
+    BTreeTable, Editable, FlatTable, IotlbTable, Mapping, NoditTable, RangeMapTable, Table,
+    VmIotlb, VmMemory,
 };

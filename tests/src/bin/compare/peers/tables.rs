@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use domain_core::iotlb::{
     DirectTable, Entry, Hit, Iotlb, RegionId, RegionWords, Replaced, Target, Walker,
@@ -13,7 +14,8 @@ use nodit::interval::ii;
 use nodit::{Interval, NoditMap};
 use rangemap::RangeMap;
 pub(crate) use vm_memory::Iotlb as VmIotlb;
-use vm_memory::{GuestAddress, Permissions};
+use vm_memory::iommu::{self, Iommu, IotlbIterator, IovaRange as VmRange};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, IommuMemory, Permissions};
 
 use crate::rounds::Role;
 
@@ -189,6 +191,56 @@ impl Editable for VmIotlb {
 
     fn remove(&mut self, mapping: Mapping) {
         self.invalidate_mapping(GuestAddress(mapping.start), bytes(mapping));
+    }
+}
+
+/// vm-memory's IOTLB and the memory behind it, as a device model uses them: one
+/// lock, because mappings come and go.
+pub(crate) struct VmMemory(IommuMemory<GuestMemoryMmap, Locked>);
+
+#[derive(Debug)]
+pub(crate) struct Locked(RwLock<VmIotlb>);
+
+impl Iommu for Locked {
+    type IotlbGuard<'a> = RwLockReadGuard<'a, VmIotlb>;
+
+    fn translate(
+        &self,
+        base: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<RwLockReadGuard<'_, VmIotlb>>, iommu::Error> {
+        let iotlb = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        VmIotlb::lookup(iotlb, base, length, access).map_err(|_| iommu::Error::CannotResolve {
+            iova_range: VmRange { base, length },
+            reason: "nobody knows more".to_owned(),
+        })
+    }
+}
+
+impl VmMemory {
+    pub(crate) const NAME: &'static str = "IommuMemory + lock";
+
+    /// Of mappings that lead to the first `bytes` of the memory.
+    pub(crate) fn build(mappings: &[Mapping], bytes: u64) -> VmMemory {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size(bytes))]);
+        let iommu = Locked(RwLock::new(VmIotlb::build(mappings)));
+        VmMemory(IommuMemory::new(
+            memory.expect("addresses"),
+            iommu,
+            true,
+            (),
+        ))
+    }
+
+    /// The memory that a device reads at this address.
+    #[inline]
+    pub(crate) fn pointer(&self, iova: u64, len: usize) -> Option<*const u8> {
+        let slices = self
+            .0
+            .get_slices(GuestAddress(iova), len, Permissions::Read);
+        let slice = slices.ok()?.next()?.ok()?;
+        Some(slice.ptr_guard().as_ptr())
     }
 }
 
