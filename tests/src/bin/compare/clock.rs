@@ -126,7 +126,7 @@ fn fitting(length: Duration, work: &mut impl FnMut(u64) -> Duration) -> u64 {
             let times = length.as_nanos() * u128::from(ops) / took.as_nanos().max(1);
             return u64::try_from(times).unwrap_or(u64::MAX).max(1);
         }
-        ops *= 2;
+        ops = ops.checked_mul(2).expect("the work takes time");
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::hint::black_box;
 use std::io;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use domaind_client::{Iova, IovaRange, Perm, Session};
@@ -256,7 +256,10 @@ fn pin<'a>(session: &'a Session, scale: &Scale) -> Contender<'a> {
 
 /// Without it nobody can know that nobody is reading.
 fn fences(scale: &Scale) -> Contender<'static> {
-    repeated(Role::Floor, "SeqCst fence", scale, || {
+    // Fences with nothing between them would be taken for one.
+    let slot = AtomicU64::new(0);
+    repeated(Role::Floor, "store and SeqCst fence", scale, move || {
+        black_box(&slot).store(1, Ordering::Release);
         fence(Ordering::SeqCst)
     })
 }
