@@ -49,7 +49,7 @@ trap 'exit 143' TERM
 
 # A configuration of its own: a file in /etc must not decide, either.
 "$domaind" default-config >"$dir/domaind.toml"
-"$domaind" serve --config "$dir/domaind.toml" --runtime-dir "$dir/run" 2>"$dir/log" &
+"$domaind" serve --config "$dir/domaind.toml" --runtime-dir "$dir/run" --limits-ack-timeout-ms 300 2>"$dir/log" &
 daemon=$!
 
 # In the background, because bash hears a signal only while it waits.

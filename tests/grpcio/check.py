@@ -46,6 +46,9 @@ NOT_SHOWN = {
     "MAPPING_BUSY": "only while a Sync is copying",
     "BOUNCE_RESET": "only while a Map is copying",
     "DRAINING": "comes with draining and hand-over",
+    "NOT_ACKNOWLEDGED": "needs a session that does not listen: tests/tests/live.rs",
+    "INVALIDATING": "needs a session that does not listen: tests/tests/live.rs",
+    "MEMORY_NOT_SHAREABLE": "needs memory that the daemon may not read",
     "BUG": "a bug",
 }
 

@@ -72,6 +72,9 @@ class Connection:
 
     def close(self):
         self.socket.close()
+        # Whoever keeps its memory mapped may still reach it, and is waited for.
+        for aperture in getattr(self, "apertures", ()):
+            aperture.close()
 
 
 class Session(Connection):
@@ -94,7 +97,11 @@ class Session(Connection):
         self.apertures = []
         for _ in range(self.attached.regions):
             region, memfd = self.answer("region", wanted_fds=1)
-            self.apertures.append(Aperture(region, memfd))
+            if region.HasField("range"):
+                self.apertures.append(Aperture(region, memfd))
+            else:
+                # The page table and the session page: this client translates nothing.
+                os.close(memfd)
         self.generation = self.answer("ready").generation
 
     @property
@@ -148,6 +155,9 @@ class Aperture:
 
     def write(self, iova, data):
         self.memory[iova - self.start : iova - self.start + len(data)] = data
+
+    def close(self):
+        self.memory.close()
 
 
 class Buffer:
