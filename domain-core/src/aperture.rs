@@ -77,7 +77,7 @@ impl Aperture {
     }
 
     /// A reopened fd of its memory for one client, under a mark that
-    /// [`Aperture::is_granted`] asks for.
+    /// [`Domain::is_granted`](crate::Domain::is_granted) asks for.
     ///
     /// # Errors
     /// [`RegionError`] if it cannot be reopened.
