@@ -160,7 +160,8 @@ fn alloc(domain: &Domain, request: &v1::AllocCoherentRequest) -> Result<(), Refu
 
 fn free(domain: &Domain, request: v1::FreeCoherentRequest) -> Result<(), Refusal> {
     let (iova, id) = (Iova::new(request.iova), MappingId::new(request.mapping_id));
-    Ok(domain.free_coherent(SESSION, iova, id)?)
+    domain.free_coherent(SESSION, iova, id)?;
+    Ok(())
 }
 
 fn map_direct(domain: &Domain, request: &v1::MapDirectRequest) -> Result<(), Refusal> {
