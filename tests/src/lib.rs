@@ -17,6 +17,7 @@
 
 pub mod accessor;
 pub mod actor;
+pub mod build;
 pub mod bytes;
 pub mod children;
 pub mod ctl;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use domaind_client::{
     Access, Client, CoherentSpec, DirectMapping, MemoryId, Role, RuntimeDir, Session, SetMapOptions,
 };
+use domaind_tests::build;
 use domaind_tests::files::good_memfd;
 use domaind_tests::node::{Node, domain_id};
 use tokio::runtime::{Builder, Runtime};
@@ -43,11 +44,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn start() -> io::Result<World> {
-        let beside = env::current_exe()?.with_file_name("domaind");
-        if !beside.is_file() {
-            let what = "domaind is not built: cargo build --release -p domaind-server";
-            return Err(io::Error::other(what));
-        }
+        build::domaind().map_err(|error| io::Error::other(format!("{error:#}")))?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (node, client) = runtime.block_on(async {
             let node = Node::start().await;

@@ -7,7 +7,6 @@
 //! report into one file of numbers, which is their standard input: a process
 //! that is killed leaves its last numbers there.
 
-mod build;
 mod colour;
 mod device;
 mod driver;

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use domaind_tests::node::{name, spec, without_settings};
-use domaind_tests::{Node, v1};
+use domaind_tests::{Node, build, v1};
 use serde_json::json;
 
 use crate::random::Random;
 use crate::tally::{self, Counts};
-use crate::{Cli, Role, build};
+use crate::{Cli, Role};
 
 /// Where all meet.
 pub(crate) const DOMAIN: &str = "storm";

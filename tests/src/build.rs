@@ -1,4 +1,5 @@
-//! The daemon under the storm, built as this program was.
+//! The daemon that a program of these tests measures or storms, built as that
+//! program was.
 
 use std::env;
 use std::path::Path;
@@ -7,8 +8,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 
 /// Builds `domaind` into the directory where this program lies: `cargo run` of
-/// this crate builds only what it runs.
-pub(crate) fn domaind() -> anyhow::Result<()> {
+/// this crate builds only what it runs. Nothing is done if it is up to date.
+pub fn domaind() -> anyhow::Result<()> {
     let me = env::current_exe().context("the path of this program")?;
     let dir = me.parent().context("a program lies somewhere")?;
     let profile = match dir.file_name().and_then(|name| name.to_str()) {
@@ -22,6 +23,7 @@ pub(crate) fn domaind() -> anyhow::Result<()> {
         .args([
             "build",
             "--quiet",
+            "--locked",
             "--package",
             "domaind-server",
             "--bin",
@@ -35,18 +37,18 @@ pub(crate) fn domaind() -> anyhow::Result<()> {
         // Standard output is for the result.
         .stdout(Stdio::null())
         .status()
-        .context("cargo, which is to build domaind (or give --no-build)")?;
+        .context("cargo, which is to build domaind")?;
     ensure!(built.success(), "domaind cannot be built: {built}");
     Ok(())
 }
 
 /// Says clearly that it is not there.
-pub(crate) fn check() -> anyhow::Result<()> {
+pub fn check() -> anyhow::Result<()> {
     let me = env::current_exe().context("the path of this program")?;
     let domaind = me.with_file_name("domaind");
     ensure!(
         domaind.is_file(),
-        "{} is not there: build it first, or leave --no-build away",
+        "{} is not there: build it first",
         domaind.display()
     );
     Ok(())
