@@ -1,7 +1,6 @@
 //! From a connected fd socket to a session.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use domain_core::addr::{Granule, IovaRange};
@@ -300,7 +299,7 @@ fn map_table(grant: &WordsGrant, plan: &Plan) -> Result<Walker<SharedWords>, Err
     let what = "page table";
     let words = map_words(grant, Access::ReadOnly);
     let words = words.map_err(|cause| Error::SharedWords { what, cause })?;
-    let table = Walker::open(Arc::new(words)).map_err(ProtocolError::Table)?;
+    let table = Walker::open(words).map_err(ProtocolError::Table)?;
     if table.granule() != plan.granule {
         let bytes = table.granule().bytes();
         return Err(ProtocolError::Granule { bytes }.into());

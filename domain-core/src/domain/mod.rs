@@ -864,7 +864,7 @@ impl Domain {
     /// A reader of the page table, for any thread of this process. What it finds
     /// is true at that moment; nobody waits for it.
     #[must_use]
-    pub fn walker(&self) -> Walker<RegionWords> {
+    pub fn walker(&self) -> Walker<Arc<RegionWords>> {
         self.look().iotlb.walker()
     }
 

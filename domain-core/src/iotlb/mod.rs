@@ -216,7 +216,7 @@ impl<W: Words> Iotlb<W> {
 
     /// A reader of the page table, for any thread.
     #[must_use]
-    pub fn walker(&self) -> Walker<W> {
+    pub fn walker(&self) -> Walker<Arc<W>> {
         Walker::open(Arc::clone(self.table.words())).expect("the table is one")
     }
 
@@ -536,7 +536,7 @@ impl<W: Words> Iotlb<W> {
     }
 
     /// Walks through an entry, leaf by leaf.
-    fn check_leaves(&self, walker: &Walker<W>, entry: &Entry) {
+    fn check_leaves(&self, walker: &Walker<Arc<W>>, entry: &Entry) {
         let mut rest = Some(entry.range);
         while let Some(part) = rest {
             let hit = walker.translate(part.start());

@@ -106,7 +106,13 @@ impl<W: WordSource> SessionPage<W> {
     }
 
     /// The view in a slot, if it is pinned.
-    fn view(&self, slot: usize) -> Option<u64> {
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    #[inline]
+    #[must_use]
+    pub fn view(&self, slot: usize) -> Option<u64> {
+        assert!(slot < SLOTS, "a session page has {SLOTS} slots");
         self.load(slot_word(slot)).checked_sub(1)
     }
 

@@ -18,8 +18,9 @@ use crate::perm::Perm;
 /// What it finds was true at some instant of the walk. How long it stays true is for the owner and
 /// the reader to agree on: a walk must end, and what was derived from it must be given up, before
 /// the reader says that it has seen a newer generation.
-pub struct Walker<W = HeapWords> {
-    words: Arc<W>,
+#[derive(Clone)]
+pub struct Walker<W = Arc<HeapWords>> {
+    words: W,
     /// Binary logarithm of `granule`, which a walk needs twice.
     granule_shift: u32,
     granule: Granule,
@@ -58,7 +59,7 @@ impl<W: WordSource> Walker<W> {
     ///
     /// # Errors
     /// [`HeaderError`] if they hold no table, or one of another version.
-    pub fn open(words: Arc<W>) -> Result<Walker<W>, HeaderError> {
+    pub fn open(words: W) -> Result<Walker<W>, HeaderError> {
         let load = |index| {
             let all = words.words();
             let word = all.get(index).map(LoadWord::load_acquire);
@@ -291,16 +292,6 @@ impl<W: WordSource> Walker<W> {
 fn until(range: IovaRange, last: Iova) -> IovaRange {
     let last = last.min(range.last());
     IovaRange::new(range.start(), last).expect("a leaf covers what it was found for")
-}
-
-/// Without `W: Clone`: the words are shared.
-impl<W> Clone for Walker<W> {
-    fn clone(&self) -> Walker<W> {
-        Walker {
-            words: Arc::clone(&self.words),
-            ..*self
-        }
-    }
 }
 
 impl<W> fmt::Debug for Walker<W> {

@@ -200,6 +200,16 @@ impl Words for RegionWords {
 }
 
 /// What a client makes of words that it was granted.
+/// Words that several have.
+impl<W: WordSource> WordSource for Arc<W> {
+    type Word = W::Word;
+
+    #[inline]
+    fn words(&self) -> &[W::Word] {
+        (**self).words()
+    }
+}
+
 impl WordSource for SharedWords {
     type Word = SharedCell;
 

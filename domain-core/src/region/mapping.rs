@@ -36,14 +36,15 @@ use super::word::{SharedU32, SharedU32Mut, SharedU64, SharedU64Mut};
 /// The addresses stay the same for its whole life. Where no piece is mapped they are inaccessible,
 /// and every method here refuses them. Dropping it unmaps everything.
 pub struct SharedMemory {
-    /// Start of what was reserved from the kernel; `pad` bytes below the first usable address.
+    /// Start of what was reserved from the kernel.
     whole: *mut u8,
     /// Length in bytes of what was reserved, padding included.
     whole_len: usize,
-    pad: usize,
-    /// Usable length in bytes, from `whole + pad`.
+    /// The first usable address, in `whole`.
+    start: *mut u8,
+    /// Usable length in bytes, from `start`.
     len: usize,
-    /// What `whole + pad` is aligned to.
+    /// What `start` is aligned to.
     align_bytes: u64,
     pieces: Pieces,
     /// Runs of the reservation that may no longer be ours; see `place`. Sorted and disjoint.
@@ -54,7 +55,7 @@ pub struct SharedMemory {
 // not a thread's: any thread may use and unmap it.
 unsafe impl Send for SharedMemory {}
 
-// SAFETY: what `&self` gives does not change the fields. Bytes behind `whole` are reached only
+// SAFETY: what `&self` gives does not change the fields. Bytes behind `start` are reached only
 // through raw pointers and atomics; the head of this file says what concurrent copies mean.
 unsafe impl Sync for SharedMemory {}
 
@@ -169,7 +170,7 @@ impl SharedMemory {
         Ok(SharedMemory {
             whole,
             whole_len: host_size(whole_bytes),
-            pad: host_size(start.next_multiple_of(align_bytes) - start),
+            start: whole.wrapping_add(host_size(start.next_multiple_of(align_bytes) - start)),
             len: host_size(len_bytes),
             align_bytes,
             pieces: Pieces::default(),
@@ -427,9 +428,7 @@ impl SharedMemory {
     /// A pointer with the reservation's provenance. Computing it is harmless whatever the offset.
     #[inline]
     fn address(&self, offset: u64) -> *mut u8 {
-        self.whole
-            .wrapping_add(self.pad)
-            .wrapping_add(host_size(offset))
+        self.start.wrapping_add(host_size(offset))
     }
 
     fn check_room(&self, piece: Piece) -> Result<(), MapError> {
@@ -549,9 +548,10 @@ impl SharedMemory {
 
 impl Drop for SharedMemory {
     fn drop(&mut self) {
+        let pad = self.start.addr() - self.whole.addr();
         let mut from = 0;
         for lost in std::mem::take(&mut self.lost).as_slice() {
-            let lost_from = self.pad + host_size(lost.offset_bytes);
+            let lost_from = pad + host_size(lost.offset_bytes);
             self.unmap(from, lost_from);
             from = lost_from + host_size(lost.len_bytes);
         }
@@ -1231,7 +1231,8 @@ mod tests {
 
             assert_eq!(memory.address(0).addr() as u64 % align, 0);
             assert_eq!(memory.len_bytes(), 3 * PAGE);
-            assert!(memory.pad + memory.len <= memory.whole_len);
+            let pad = memory.start.addr() - memory.whole.addr();
+            assert!(pad + memory.len <= memory.whole_len);
         }
     }
 

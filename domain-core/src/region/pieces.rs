@@ -76,10 +76,14 @@ impl Pieces {
     /// The piece that `offset` lies in.
     #[inline]
     pub(super) fn holding(&self, offset: u64) -> Option<Piece> {
-        let first = self.0.partition_point(|piece| piece.end() <= offset);
+        let first = match self.0.as_slice() {
+            // What is mapped as a whole need not be searched.
+            [_] => 0,
+            many => many.partition_point(|piece| piece.end() <= offset),
+        };
         self.0
             .get(first)
-            .filter(|piece| piece.offset_bytes <= offset)
+            .filter(|piece| piece.offset_bytes <= offset && offset < piece.end())
             .copied()
     }
 

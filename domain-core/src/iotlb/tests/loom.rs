@@ -61,7 +61,7 @@ pub(super) fn own(granule: u32) -> Entry {
     entry(u64::from(granule), 1, granule, 0)
 }
 
-pub(super) fn slot_at(walker: &Walker<LoomWords>, granule: u32) -> Option<u32> {
+pub(super) fn slot_at(walker: &Walker<Arc<LoomWords>>, granule: u32) -> Option<u32> {
     let hit = walker.translate(Iova::new(u64::from(granule) * P));
     hit.map(|hit| hit.target.region.slot().expect("all entries are direct"))
 }

@@ -79,13 +79,13 @@ impl Shared {
     }
 
     /// Pins, walks, and touches what it has found.
-    fn read(&self, walker: &Walker<LoomWords>, slot: usize, bug: Bug) {
+    fn read(&self, walker: &Walker<Arc<LoomWords>>, slot: usize, bug: Bug) {
         self.pin(slot, walker.generation(), bug);
         self.walk(walker, bug);
         self.unpin(slot, bug);
     }
 
-    fn walk(&self, walker: &Walker<LoomWords>, bug: Bug) {
+    fn walk(&self, walker: &Walker<Arc<LoomWords>>, bug: Bug) {
         let fenced_before = bug == Bug::FenceBeforeWalk && self.page.is_fenced();
         let found = slot_at(walker, GRANULE);
         let fenced = match bug {
@@ -228,7 +228,7 @@ fn a_slot_that_was_announced_just_before_the_pin_is_looked_at() {
 }
 
 /// What is known, but for what is held.
-fn ack(page: &Page, walker: &Walker<LoomWords>, bug: Bug) -> u64 {
+fn ack(page: &Page, walker: &Walker<Arc<LoomWords>>, bug: Bug) -> u64 {
     // The newest first: the other way round, a view that was pinned between the two would be
     // passed over.
     let newest = walker.generation();

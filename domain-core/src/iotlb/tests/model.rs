@@ -241,7 +241,7 @@ impl Pair {
         }
     }
 
-    fn compare_at(&self, walker: &Walker<HeapWords>, iova: Iova) {
+    fn compare_at(&self, walker: &Walker<Arc<HeapWords>>, iova: Iova) {
         let granule = granules(iova.get() / P, 1);
         let mut entries = self.model.values();
         let expected = entries.find(|entry| widen(entry.range, Granule::Size4K).contains(granule));
@@ -306,7 +306,7 @@ impl Pair {
         (pieces, None)
     }
 
-    fn compare_pieces(&self, walker: &Walker<HeapWords>, range: IovaRange, want: Perm) {
+    fn compare_pieces(&self, walker: &Walker<Arc<HeapWords>>, range: IovaRange, want: Perm) {
         let (mut found, mut end) = (Vec::new(), None);
         for piece in walker.pieces(range, want) {
             assert_eq!(end, None, "an error is the last item");
@@ -324,7 +324,7 @@ impl Pair {
         assert_eq!((found, end), self.pieces(range, want), "{range} {want}");
     }
 
-    fn compare_next(&self, walker: &Walker<HeapWords>, range: IovaRange) {
+    fn compare_next(&self, walker: &Walker<Arc<HeapWords>>, range: IovaRange) {
         let mut entries = self.iotlb.entries().map(|entry| Self::widened(&entry));
         let expected = entries.find(|entry| entry.range.overlaps(range));
         let found = walker.next_mapped(range);

@@ -31,7 +31,7 @@ impl Drop for DoneOnDrop<'_> {
 fn against_readers(
     iotlb: &mut Iotlb<RegionWords>,
     write: impl FnOnce(&mut Iotlb<RegionWords>, &Acks),
-    read: impl Fn(&Walker<RegionWords>) + Sync,
+    read: impl Fn(&Walker<Arc<RegionWords>>) + Sync,
 ) {
     let (done, acks) = (AtomicBool::new(false), Acks::default());
     thread::scope(|scope| {

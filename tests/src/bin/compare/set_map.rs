@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -121,7 +122,7 @@ fn unordered(version: u64) -> Vec<Mapping> {
 
 /// Looks things up while the table is replaced again and again.
 struct Reader {
-    walker: Walker<RegionWords>,
+    walker: Walker<Arc<RegionWords>>,
     starts: Vec<u64>,
     ended: AtomicBool,
     /// No translation of an older generation is in use.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use domain_core::iotlb::{
     DirectTable, Entry, Hit, Iotlb, RegionId, RegionWords, Replaced, Target, Walker,
@@ -113,11 +113,11 @@ pub(crate) type BTreeTable = BTreeMap<u64, (u64, Leads)>;
 /// domain.
 pub(crate) struct IotlbTable {
     iotlb: Iotlb<RegionWords>,
-    walker: Walker<RegionWords>,
+    walker: Walker<Arc<RegionWords>>,
 }
 
 impl IotlbTable {
-    pub(crate) fn walker(&self) -> Walker<RegionWords> {
+    pub(crate) fn walker(&self) -> Walker<Arc<RegionWords>> {
         self.walker.clone()
     }
 
