@@ -147,8 +147,17 @@ struct Shared {
 #[derive(Debug)]
 struct Waiter {
     answer: oneshot::Sender<Answered>,
-    /// The region whose memory was asked for.
-    opens: Option<RegionId>,
+    /// The memory that was asked for.
+    opens: Option<Opening>,
+}
+
+/// Memory that is on its way.
+#[derive(Debug)]
+struct Opening {
+    region: RegionId,
+    /// A change has closed the region meanwhile. What comes may be what was
+    /// there before: the daemon tells of changes while it opens files.
+    is_overtaken: bool,
 }
 
 /// How receiving ends.
@@ -201,6 +210,10 @@ impl Shared {
         opens: Option<RegionId>,
     ) -> Result<oneshot::Receiver<Answered>, Error> {
         let (answer, receiver) = oneshot::channel();
+        let opens = opens.map(|region| Opening {
+            region,
+            is_overtaken: false,
+        });
         match self.waiting().as_mut() {
             Some(waiting) => waiting.insert(request_id, Waiter { answer, opens }),
             None => {
@@ -277,7 +290,10 @@ impl Shared {
                 let frame = frame_name(&body);
                 return Err(ProtocolError::UnwantedFd { frame });
             }
-            (Answer::Change(change), None) => return self.live.change(&change),
+            (Answer::Change(change), None) => {
+                self.overtake(&change);
+                return self.live.change(&change);
+            }
             (Answer::Refusal(refusal), None) => Err(Error::Refused(refusal)),
             (body @ (Answer::MemoryRegistered(_) | Answer::MemoryUnregistered(_)), None) => {
                 Ok(body)
@@ -289,9 +305,20 @@ impl Shared {
         Ok(())
     }
 
-    /// Maps what has come, here and not where it was asked for, so that it
-    /// cannot come after a change that closes it. `None`: this process had no
-    /// descriptor free.
+    /// Memory that is on its way is not what a change closes.
+    fn overtake(&self, change: &v1::Change) {
+        let mut waiting = self.waiting();
+        let openings = waiting.iter_mut().flat_map(Waiting::values_mut);
+        for opening in openings.filter_map(|waiter| waiter.opens.as_mut()) {
+            let closes = change.closed.contains(&opening.region.get());
+            opening.is_overtaken |= closes || change.everything;
+        }
+    }
+
+    /// Maps what has come, here and not where it was asked for, so that a change
+    /// behind it finds it mapped. What a change has overtaken is dropped, and who
+    /// asked looks at the table again. `None`: this process had no descriptor
+    /// free.
     fn open(
         &self,
         request_id: u64,
@@ -300,8 +327,12 @@ impl Shared {
     ) -> Result<(), ProtocolError> {
         let Waiter { answer, opens } = self.waiter(request_id)?;
         let body = Answer::MemoryOpened(opened);
-        let region = opens.ok_or_else(|| out_of_turn(&body, "another answer"))?;
+        let Opening {
+            region,
+            is_overtaken,
+        } = opens.ok_or_else(|| out_of_turn(&body, "another answer"))?;
         let mapped = match fd {
+            _ if is_overtaken => Ok(()),
             Some(fd) => self.live.open(region, &opened, fd),
             None => Err(no_descriptor()),
         };

@@ -23,7 +23,7 @@ use crate::pins::Pins;
 #[derive(Debug)]
 pub(crate) struct Live {
     pub(crate) table: Walker<SharedWords>,
-    pub(crate) pins: Pins,
+    pub(crate) pins: Arc<Pins>,
     pub(crate) apertures: Apertures,
     pub(crate) opened: Opened,
     pub(crate) changes: Subscribers,
@@ -486,6 +486,37 @@ mod tests {
             "{error:?}"
         );
         assert_eq!(address(&fake.session.pin().unwrap(), 0), None);
+    }
+
+    #[tokio::test]
+    async fn memory_that_comes_after_the_change_that_closed_it_is_not_used() {
+        let mut fake = with_pages(1).await;
+        let session = fake.session.clone();
+        let (old, new) = (memfd(1), memfd(1));
+        rustix::io::pwrite(&old, b"old", 0).unwrap();
+        rustix::io::pwrite(&new, b"new", 0).unwrap();
+        let opening = session.open(direct(0), Perm::Read);
+        let daemon = async {
+            let asked = fake.peer.hear().await.unwrap();
+            let change = close(&mut fake, 0);
+            fake.peer.say_change(change).await;
+            fake.peer.hear_ack().await;
+            // The number is used again.
+            fake.memory.map(DIRECT, 1, in_memory(0, 0), Perm::Read);
+            let opened = crate::fake::opened(1);
+            fake.peer.say(asked.request_id, opened, Some(&old)).await;
+            fake.peer.open(&new, 1).await;
+        };
+
+        let (opened, ()) = timeout(SOON, async { tokio::join!(opening, daemon) })
+            .await
+            .unwrap();
+
+        opened.unwrap();
+        let mut bytes = [0; 3];
+        let pin = session.pin().unwrap();
+        pin.read(direct(0).start(), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"new");
     }
 
     #[tokio::test]

@@ -16,7 +16,8 @@ use std::time::Duration;
 use domain_core::iotlb::SessionPage;
 use domain_core::iotlb::page::SLOTS;
 use domain_core::region::SharedWords;
-use tokio::time::{Instant, sleep};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 /// Slots that belong to one thread at a time.
 const OWN_SLOTS: usize = SLOTS - 1;
@@ -25,7 +26,7 @@ const CROWD_SLOT: usize = OWN_SLOTS;
 
 /// How long a wait for older pins only yields: most pins are shorter.
 const YIELD_FOR: Duration = Duration::from_micros(20);
-/// How long it sleeps then, between two looks.
+/// How often it looks then by itself. Mostly the one who unpins says so.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
 /// The pins of one session, for all threads of this process.
@@ -34,15 +35,13 @@ pub(crate) struct Pins {
     page: SessionPage<SharedWords>,
     /// Never given to another session of this process.
     id: u64,
-    slots: Arc<Slots>,
     closed: AtomicBool,
-}
-
-/// Who has which slot.
-#[derive(Debug)]
-struct Slots {
-    /// How many guards each thread has that has a slot of its own. Only that thread looks at it.
-    depths: [Depth; OWN_SLOTS],
+    /// Whoever unpins a view before this wakes those who wait; 0 if nobody does.
+    awaited: AtomicU64,
+    /// A view before `awaited` has gone.
+    unpinned: Notify,
+    /// How many guards each thread has besides its first. Only the thread of a slot looks at it.
+    nested: [Nested; OWN_SLOTS],
     /// Held for a few instructions, and never while a closure of a caller runs.
     desk: Mutex<Desk>,
 }
@@ -50,7 +49,7 @@ struct Slots {
 /// In a cache line of its own, as the slots in the page are.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Depth(AtomicU32);
+struct Nested(AtomicU32);
 
 /// What is given out and what is left.
 #[derive(Debug, Default)]
@@ -78,31 +77,32 @@ pub(crate) struct PinGuard<'p> {
     /// `at - OWN_SLOTS` in the crowd. One number, and no enum: a guard stays in registers then,
     /// which was measured to be worth more than all the rest of a pin.
     at: usize,
-    /// The depth of a slot belongs to the thread.
+    /// The slot belongs to the thread.
     stays_on_its_thread: PhantomData<*const ()>,
 }
 
 impl Pins {
     /// The pins of a session that was given this page, and that nobody else in this process has.
-    pub(crate) fn new(page: SessionPage<SharedWords>) -> Pins {
+    pub(crate) fn new(page: SessionPage<SharedWords>) -> Arc<Pins> {
         /// 0 is nobody.
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let slots = Slots {
-            depths: std::array::from_fn(|_| Depth::default()),
-            desk: Mutex::default(),
-        };
-        Pins {
+        Arc::new(Pins {
             page,
             id: NEXT_ID.fetch_add(1, Relaxed),
-            slots: Arc::new(slots),
             closed: AtomicBool::new(false),
-        }
+            awaited: AtomicU64::new(0),
+            unpinned: Notify::new(),
+            nested: std::array::from_fn(|_| Nested::default()),
+            desk: Mutex::default(),
+        })
     }
 
-    /// Pins, or keeps pinned what this thread has pinned already: then the older view stays the one
-    /// that counts. `view` loads the table's generation. `None` after [`Pins::close`].
-    #[inline]
-    pub(crate) fn pin(&self, view: impl FnOnce() -> u64) -> Option<PinGuard<'_>> {
+    /// Pins the table's generation, which was loaded just now; or keeps pinned what this thread has
+    /// pinned already: then the older view stays the one that counts. `None` after
+    /// [`Pins::close`].
+    // What a pin does is little, and returned through memory it would cost twice as much: measured.
+    #[inline(always)]
+    pub(crate) fn pin(self: &Arc<Self>, view: u64) -> Option<PinGuard<'_>> {
         let (id, slot) = LAST.get();
         let guard = if id == self.id {
             self.pin_own(slot, view)
@@ -129,18 +129,27 @@ impl Pins {
     }
 
     /// Resolves when no guard holds a view older than `generation`. At once, mostly: then it does
-    /// not yield. Pinning threads are never slowed down by it. Cancel safe.
+    /// not yield. Threads that pin newer views are not slowed down by it. Cancel safe.
     pub(crate) async fn wait_until_newer(&self, generation: u64) {
         if !self.page.holds_older_than(generation) {
             return;
         }
         let start = Instant::now();
-        while self.page.holds_older_than(generation) {
-            if start.elapsed() < YIELD_FOR {
-                tokio::task::yield_now().await;
-            } else {
-                sleep(LOOK_EVERY).await;
+        while start.elapsed() < YIELD_FOR {
+            tokio::task::yield_now().await;
+            if !self.page.holds_older_than(generation) {
+                return;
             }
+        }
+        loop {
+            let unpinned = self.unpinned.notified();
+            self.awaited.fetch_max(generation, Relaxed);
+            // With a fence between the two. There is none where a thread unpins, because that
+            // would cost more than all of it: one that unpins right now may tell nobody.
+            if !self.page.holds_older_than(generation) {
+                return;
+            }
+            let _ = timeout(LOOK_EVERY, unpinned).await;
         }
     }
 
@@ -151,29 +160,29 @@ impl Pins {
         self.closed.store(true, SeqCst);
     }
 
-    #[inline]
-    fn pin_own(&self, slot: usize, view: impl FnOnce() -> u64) -> PinGuard<'_> {
-        let depth = &self.slots.depths[slot].0;
-        let held = depth.load(Relaxed);
-        if held == 0 {
-            self.page.enter(slot, view());
+    #[inline(always)]
+    fn pin_own(&self, slot: usize, view: u64) -> PinGuard<'_> {
+        match self.page.view(slot) {
+            None => self.page.enter(slot, view),
+            Some(_) => {
+                let nested = &self.nested[slot].0;
+                nested.store(nested.load(Relaxed) + 1, Relaxed);
+            }
         }
-        // Only now: had that panicked, the next pin must not think that the slot is taken.
-        depth.store(held + 1, Relaxed);
         self.guard(slot)
     }
 
     /// Not the session that this thread pinned last.
     #[cold]
-    fn pin_slowly(&self, view: impl FnOnce() -> u64) -> PinGuard<'_> {
+    fn pin_slowly(self: &Arc<Self>, view: u64) -> PinGuard<'_> {
         match self.own_slot() {
             Some(slot) => self.pin_own(slot, view),
-            None => self.pin_in_crowd(view()),
+            None => self.pin_in_crowd(view),
         }
     }
 
     /// The slot that this thread has or can have.
-    fn own_slot(&self) -> Option<usize> {
+    fn own_slot(self: &Arc<Self>) -> Option<usize> {
         // Where a thread's own values are gone already it is about to end: that is the crowd's.
         let slot = OWN.try_with(|own| own.find(self.id).or_else(|| own.take(self)));
         let slot = slot.ok().flatten()?;
@@ -183,7 +192,7 @@ impl Pins {
 
     /// A slot that no thread has, if there is one.
     fn free_slot(&self) -> Option<usize> {
-        let mut desk = self.slots.desk();
+        let mut desk = self.desk();
         if let Some(slot) = desk.given_back.pop() {
             return Some(slot);
         }
@@ -196,6 +205,13 @@ impl Pins {
         Some(slot)
     }
 
+    /// A thread ends. If it has left a guard behind, the slot stays its own for ever.
+    fn give_back(&self, slot: usize) {
+        if self.page.view(slot).is_none() {
+            self.desk().given_back.push(slot);
+        }
+    }
+
     fn announce(&self, desk: &mut Desk, slots: usize) {
         if desk.announced < slots {
             self.page.announce(slots);
@@ -204,7 +220,7 @@ impl Pins {
     }
 
     fn pin_in_crowd(&self, view: u64) -> PinGuard<'_> {
-        let mut desk = self.slots.desk();
+        let mut desk = self.desk();
         self.announce(&mut desk, SLOTS);
         let place = desk.join_crowd(view);
         // Also if the oldest view stays: this thread's walk needs the fence.
@@ -216,22 +232,42 @@ impl Pins {
 
     #[cold]
     fn leave_crowd(&self, place: usize) {
-        let mut desk = self.slots.desk();
-        desk.crowd[place] = None;
+        let mut desk = self.desk();
+        let view = desk.crowd[place].take();
         match desk.oldest_of_crowd() {
             None => self.page.leave(CROWD_SLOT),
             Some(oldest) => self.page.enter(CROWD_SLOT, oldest),
         }
+        drop(desk);
+        self.left(view);
     }
 
-    #[inline]
+    #[inline(always)]
     fn leave_own(&self, slot: usize) {
-        let depth = &self.slots.depths[slot].0;
-        let held = depth.load(Relaxed) - 1;
-        depth.store(held, Relaxed);
-        if held == 0 {
-            self.page.leave(slot);
+        let nested = &self.nested[slot].0;
+        match nested.load(Relaxed) {
+            0 => {
+                let view = self.page.view(slot);
+                self.page.leave(slot);
+                self.left(view);
+            }
+            others => nested.store(others - 1, Relaxed),
         }
+    }
+
+    /// A view is held no more.
+    #[inline]
+    fn left(&self, view: Option<u64>) {
+        let awaited = self.awaited.load(Relaxed);
+        if awaited != 0 && view < Some(awaited) {
+            self.wake();
+        }
+    }
+
+    #[cold]
+    fn wake(&self) {
+        self.awaited.store(0, Relaxed);
+        self.unpinned.notify_waiters();
     }
 
     #[inline]
@@ -242,19 +278,20 @@ impl Pins {
             stays_on_its_thread: PhantomData,
         }
     }
-}
 
-impl Slots {
     fn desk(&self) -> MutexGuard<'_, Desk> {
         // Nothing panics in the middle of a change.
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// A thread ends. If it has left a guard behind, the slot stays its own for ever.
-    fn give_back(&self, slot: usize) {
-        if self.depths[slot].0.load(Relaxed) == 0 {
-            self.desk().given_back.push(slot);
-        }
+impl PinGuard<'_> {
+    /// What it holds is at least as new: its view, or an older one that its thread had pinned
+    /// before, or that others share its slot with.
+    pub(crate) fn view(&self) -> u64 {
+        let view = self.pins.page.view(self.at.min(CROWD_SLOT));
+        // Nobody but its threads writes a slot, and they hold this.
+        view.unwrap_or(0)
     }
 }
 
@@ -276,7 +313,7 @@ impl Desk {
 }
 
 impl Drop for PinGuard<'_> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         match self.at.checked_sub(OWN_SLOTS) {
             None => self.pins.leave_own(self.at),
@@ -300,7 +337,7 @@ struct OwnSlot {
     slot: usize,
     id: u64,
     /// Gone when the session is.
-    slots: Weak<Slots>,
+    pins: Weak<Pins>,
 }
 
 impl OwnSlots {
@@ -310,14 +347,14 @@ impl OwnSlots {
     }
 
     /// Also forgets the slots of sessions that have ended.
-    fn take(&self, pins: &Pins) -> Option<usize> {
+    fn take(&self, pins: &Arc<Pins>) -> Option<usize> {
         let slot = pins.free_slot()?;
         let mut own = self.0.borrow_mut();
-        own.retain(|own| own.slots.strong_count() > 0);
+        own.retain(|own| own.pins.strong_count() > 0);
         own.push(OwnSlot {
             slot,
             id: pins.id,
-            slots: Arc::downgrade(&pins.slots),
+            pins: Arc::downgrade(pins),
         });
         Some(slot)
     }
@@ -327,8 +364,8 @@ impl Drop for OwnSlot {
     fn drop(&mut self) {
         // Whatever still runs on this thread must not use the slot any more.
         LAST.set((0, 0));
-        if let Some(slots) = self.slots.upgrade() {
-            slots.give_back(self.slot);
+        if let Some(pins) = self.pins.upgrade() {
+            pins.give_back(self.slot);
         }
     }
 }
@@ -350,7 +387,7 @@ mod tests {
     type ServicePage = SessionPage<PageRegion>;
 
     /// The service's page of a new session, and the session's pins.
-    fn session() -> (ServicePage, Pins) {
+    fn session() -> (ServicePage, Arc<Pins>) {
         let service = SessionPage::create("pins-test").unwrap();
         let grant = service.grant().unwrap();
         let mut memory = SharedMemory::reserve(BYTES, BYTES).unwrap();
@@ -363,7 +400,7 @@ mod tests {
     }
 
     fn slots_ever_used(pins: &Pins) -> usize {
-        pins.slots.desk().announced
+        pins.desk().announced
     }
 
     /// Runs on a thread that has ended, with all that belongs to it, when this returns.
@@ -376,7 +413,7 @@ mod tests {
         let (service, pins) = session();
         assert_eq!(service.oldest(), None);
 
-        let guard = pins.pin(|| 7).unwrap();
+        let guard = pins.pin(7).unwrap();
         assert_eq!((service.oldest(), pins.oldest()), (Some(7), Some(7)));
         assert!(service.holds_older_than(8) && !service.holds_older_than(7));
 
@@ -387,38 +424,24 @@ mod tests {
     #[test]
     fn nested_guards_hold_the_oldest_view_until_the_last_is_gone_in_any_order() {
         let (service, pins) = session();
-        let outer = pins.pin(|| 3).unwrap();
-        let inner = pins.pin(|| panic!("a nested pin needs no view")).unwrap();
+        let outer = pins.pin(3).unwrap();
+        let inner = pins.pin(9).unwrap();
 
         drop(outer);
         assert_eq!(service.oldest(), Some(3));
         drop(inner);
         assert_eq!(service.oldest(), None);
 
-        let _again = pins.pin(|| 9).unwrap();
+        let _again = pins.pin(9).unwrap();
         assert_eq!(service.oldest(), Some(9));
-    }
-
-    #[test]
-    fn a_view_that_panics_leaves_nothing_pinned_nor_half_pinned() {
-        let (service, pins) = session();
-        let pinned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _guard = pins.pin(|| panic!("as asked"));
-        }));
-        assert!(pinned.is_err());
-        assert_eq!(service.oldest(), None);
-
-        let _guard = pins.pin(|| 5).unwrap();
-        assert_eq!(service.oldest(), Some(5));
     }
 
     #[test]
     fn threads_that_end_give_their_slots_back() {
         let (service, pins) = session();
-        let pins = Arc::new(pins);
         for view in 0..200 {
             let pins = Arc::clone(&pins);
-            on_a_thread(move || drop(pins.pin(|| view).unwrap()));
+            on_a_thread(move || drop(pins.pin(view).unwrap()));
         }
         assert_eq!(slots_ever_used(&pins), 1);
         assert_eq!(service.oldest(), None);
@@ -427,10 +450,10 @@ mod tests {
     #[test]
     fn threads_that_live_have_slots_of_their_own_and_the_oldest_counts() {
         let (service, pins) = session();
-        let _here = pins.pin(|| 20).unwrap();
+        let _here = pins.pin(20).unwrap();
         thread::scope(|scope| {
             let other = scope.spawn(|| {
-                let guard = pins.pin(|| 10).unwrap();
+                let guard = pins.pin(10).unwrap();
                 assert_eq!(service.oldest(), Some(10));
                 drop(guard);
             });
@@ -443,9 +466,9 @@ mod tests {
     #[test]
     fn two_sessions_in_one_thread_know_nothing_of_each_other() {
         let ((one_page, one), (other_page, other)) = (session(), session());
-        let of_one = one.pin(|| 1).unwrap();
-        let of_other = other.pin(|| 2).unwrap();
-        let nested = one.pin(|| 3).unwrap();
+        let of_one = one.pin(1).unwrap();
+        let of_other = other.pin(2).unwrap();
+        let nested = one.pin(3).unwrap();
         assert_eq!((one_page.oldest(), other_page.oldest()), (Some(1), Some(2)));
 
         drop(of_one);
@@ -461,7 +484,7 @@ mod tests {
         on_a_thread(|| {
             for view in 0..500 {
                 let (service, pins) = session();
-                let _guard = pins.pin(|| view).unwrap();
+                let _guard = pins.pin(view).unwrap();
                 assert_eq!(service.oldest(), Some(view));
             }
             assert_eq!(OWN.with(|own| own.0.borrow().len()), 1);
@@ -471,12 +494,12 @@ mod tests {
     #[test]
     fn a_thread_that_ends_after_a_session_gives_nothing_back() {
         let (_service, pins) = session();
-        let slots = Arc::downgrade(&pins.slots);
+        let left = Arc::downgrade(&pins);
         on_a_thread(move || {
-            drop(pins.pin(|| 1).unwrap());
+            drop(pins.pin(1).unwrap());
             drop(pins);
         });
-        assert_eq!(slots.strong_count(), 0);
+        assert_eq!(left.strong_count(), 0);
     }
 
     /// One guard on each of more threads than there are slots, with views in any order.
@@ -488,14 +511,14 @@ mod tests {
         thread::scope(|scope| {
             for _ in 0..OWN_SLOTS {
                 scope.spawn(|| {
-                    let _guard = pins.pin(|| 100).unwrap();
+                    let _guard = pins.pin(100).unwrap();
                     pinned.wait();
                     go.wait();
                 });
             }
             pinned.wait();
             let views: [u64; CROWD] = [30, 10, 40, 10, 20];
-            let mut guards: Vec<_> = views.map(|view| (view, pins.pin(|| view).unwrap())).into();
+            let mut guards: Vec<_> = views.map(|view| (view, pins.pin(view).unwrap())).into();
             assert_eq!(slots_ever_used(&pins), SLOTS);
             for expected in [10, 10, 20, 30, 40] {
                 assert_eq!(service.oldest(), Some(expected));
@@ -511,7 +534,6 @@ mod tests {
     #[test]
     fn one_of_the_crowd_gets_a_slot_when_a_thread_has_ended() {
         let (_service, pins) = session();
-        let pins = Arc::new(pins);
         let (end, ended) = mpsc::channel::<()>();
         let ended = Arc::new(Mutex::new(ended));
         let started = Arc::new(Barrier::new(OWN_SLOTS + 1));
@@ -520,21 +542,21 @@ mod tests {
                 let (pins, ended) = (Arc::clone(&pins), Arc::clone(&ended));
                 let started = Arc::clone(&started);
                 thread::spawn(move || {
-                    drop(pins.pin(|| 1).unwrap());
+                    drop(pins.pin(1).unwrap());
                     started.wait();
                     let _ = ended.lock().unwrap().recv();
                 })
             })
             .collect();
         started.wait();
-        let crowded = pins.pin(|| 2).unwrap();
+        let crowded = pins.pin(2).unwrap();
         assert_eq!(crowded.at, OWN_SLOTS);
         drop(end);
         holders
             .into_iter()
             .for_each(|holder| holder.join().unwrap());
 
-        let own = pins.pin(|| 3).unwrap();
+        let own = pins.pin(3).unwrap();
 
         assert!(own.at < OWN_SLOTS);
         assert_eq!(pins.oldest(), Some(2), "the crowd's guard is still there");
@@ -543,14 +565,14 @@ mod tests {
     #[test]
     fn what_is_closed_pins_no_more_and_keeps_what_is_pinned() {
         let (service, pins) = session();
-        let held = pins.pin(|| 4).unwrap();
+        let held = pins.pin(4).unwrap();
 
         pins.close();
 
-        assert!(pins.pin(|| 5).is_none());
+        assert!(pins.pin(5).is_none());
         assert_eq!(service.oldest(), Some(4));
         drop(held);
-        assert!(pins.pin(|| 6).is_none());
+        assert!(pins.pin(6).is_none());
         assert_eq!(service.oldest(), None);
     }
 
@@ -563,11 +585,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_unpins_an_awaited_view_says_so_and_who_unpins_a_newer_one_does_not() {
+        let (_service, pins) = session();
+        let old = pins.pin(4).unwrap();
+        let waiting = tokio::spawn({
+            let pins = Arc::clone(&pins);
+            async move { pins.wait_until_newer(5).await }
+        });
+        while pins.awaited.load(SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+
+        let newer = Arc::clone(&pins);
+        on_a_thread(move || drop(newer.pin(5).unwrap()));
+        assert_eq!(pins.awaited.load(SeqCst), 5, "nobody was woken for that");
+        drop(old);
+        assert_eq!(pins.awaited.load(SeqCst), 0);
+
+        tokio::time::timeout(Duration::from_secs(10), waiting)
+            .await
+            .expect("it was the last")
+            .unwrap();
+    }
+
+    #[tokio::test]
     async fn a_wait_ends_with_the_last_older_guard_and_not_before() {
         let (_service, pins) = session();
-        let (pins, done) = (Arc::new(pins), Arc::new(AtomicBool::new(false)));
+        let done = Arc::new(AtomicBool::new(false));
         pins.wait_until_newer(u64::MAX).await;
-        let old = pins.pin(|| 4).unwrap();
+        let old = pins.pin(4).unwrap();
         let waiting = tokio::spawn({
             let (pins, done) = (Arc::clone(&pins), Arc::clone(&done));
             async move {
@@ -575,11 +621,11 @@ mod tests {
                 done.store(true, SeqCst);
             }
         });
-        sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!done.load(SeqCst));
 
         drop(old);
-        let _newer = pins.pin(|| 5).unwrap();
+        let _newer = pins.pin(5).unwrap();
 
         tokio::time::timeout(Duration::from_secs(10), waiting)
             .await
@@ -602,7 +648,7 @@ mod tests {
             for _ in 0..3 {
                 scope.spawn(|| {
                     while !done.load(Relaxed) {
-                        let _guard = pins.pin(|| generation.load(SeqCst)).unwrap();
+                        let _guard = pins.pin(generation.load(SeqCst)).unwrap();
                         let cell = visible.load(std::sync::atomic::Ordering::Acquire);
                         for _ in 0..10 {
                             assert!(cells[cell].load(Relaxed).is_multiple_of(2));
@@ -634,24 +680,5 @@ mod tests {
         impl<T> Chosen<()> for T {}
         impl<T: Send> Chosen<IfSend> for T {}
         <PinGuard<'static> as Chosen<_>>::choose();
-    }
-
-    /// `cargo test --release -p domaind-client --lib pin_costs -- --ignored --nocapture`
-    #[test]
-    #[ignore = "a measurement"]
-    fn what_a_pin_costs() {
-        const TIMES: u32 = 20_000_000;
-        let (_service, pins) = session();
-        let generation = AtomicU64::new(5);
-        for what in ["cold", "warm"] {
-            let start = std::time::Instant::now();
-            for _ in 0..TIMES {
-                let view = || generation.load(std::sync::atomic::Ordering::Acquire);
-                let guard = pins.pin(view).unwrap();
-                std::hint::black_box(&guard);
-            }
-            let each = start.elapsed().as_secs_f64() / f64::from(TIMES) * 1e9;
-            println!("{what}: {each:.2} ns for a pin and its drop");
-        }
     }
 }

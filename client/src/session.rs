@@ -44,6 +44,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Session {
     pub(crate) inner: Arc<Inner>,
+    /// Of `inner`: a pin, whose fence keeps all loads behind it waiting, has one less.
+    live: Arc<Live>,
 }
 
 impl Session {
@@ -76,6 +78,7 @@ impl Session {
         };
         tokio::spawn(reaper.run());
         Session {
+            live: Arc::clone(&live),
             inner: Arc::new(Inner {
                 facts: attachment.facts,
                 live,
@@ -161,8 +164,8 @@ impl Session {
     /// [`AddressError`] if not all of it lies in one aperture, backed.
     pub fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), AddressError> {
         // Without one after the end: then nobody waits for us any more.
-        let _pin = self.inner.pin().ok();
-        self.inner.live.apertures.read(iova, into)
+        let _pin = self.pin().ok();
+        self.live.apertures.read(iova, into)
     }
 
     /// Copies bytes into the domain at `iova`. Otherwise as
@@ -254,10 +257,15 @@ impl Session {
         }
     }
 
+    #[inline]
+    pub(crate) fn live(&self) -> &Live {
+        &self.live
+    }
+
     /// `None` where there is nobody left who could use the range again.
     fn pin_to_write(&self, iova: Iova, len: u64) -> Result<Option<Pin<'_>>, AddressError> {
-        match self.inner.pin() {
-            Ok(pin) if !self.inner.live.pins.is_fenced() => return Ok(Some(pin)),
+        match self.pin() {
+            Ok(pin) if !self.live.pins.is_fenced() => return Ok(Some(pin)),
             _ => {}
         }
         let ended = self.is_ended().map(|ended| ended.reason);
