@@ -335,6 +335,9 @@ impl State {
         }
         if !entries.is_empty() {
             self.direct_generation = self.iotlb.generation();
+            if self.readers.oldest_fence().is_some() {
+                self.made.enter(entries, self.direct_generation);
+            }
             self.committed(entries, &[], &[]);
         }
         Ok(())
@@ -450,6 +453,7 @@ impl State {
         for place in self.places_of(&removed) {
             self.limbo.push_place(generation, place);
         }
+        self.made.leave(&removed);
         for entry in &removed {
             self.count_direct(entry.target.region, -1);
         }
@@ -483,6 +487,7 @@ impl State {
             offset: entry.target.offset_bytes,
             perm: entry.perm,
             owner: self.memories[&memory].owner,
+            since: self.made.since(entry),
             blocked_by: None,
         }
     }
@@ -658,6 +663,10 @@ impl State {
         if added + removed > 0 {
             self.direct_generation = self.iotlb.generation();
             let left = self.retire_replaced(&replaced);
+            if let Some(until) = self.readers.oldest_fence() {
+                let generation = self.direct_generation;
+                self.made.replace(&replaced, generation, until);
+            }
             if !is_large {
                 left.iter().for_each(|place| self.space.take(*place));
             }
@@ -687,15 +696,12 @@ impl State {
             let place = self.place_of(entry);
             left.extend(place.without(&mut added));
         }
-        let regions = replaced.removed.iter().map(|entry| entry.target.region);
-        let regions: BTreeSet<_> = regions.collect();
-        for region in regions {
-            let reach = Reach::Memory(self.memory_behind(region));
-            let (removed, what) = (generation, What::Use);
+        for (region, since) in self.oldest_uses(&replaced.removed) {
+            let memory = self.memory_behind(region);
             self.limbo.push(Retired {
-                removed,
-                what,
-                reach,
+                removed: generation,
+                what: What::Use,
+                reach: Reach::Memory { memory, since },
             });
         }
         let ranges = left.iter().map(|place| place.range).collect();
@@ -703,6 +709,17 @@ impl State {
             self.limbo.push_place(generation, place);
         }
         ranges
+    }
+
+    /// The memories of entries, each with the age of the oldest.
+    fn oldest_uses(&self, entries: &[Entry]) -> BTreeMap<RegionId, u64> {
+        let mut uses = BTreeMap::new();
+        for entry in entries {
+            let since = self.made.since(entry);
+            let oldest = uses.entry(entry.target.region).or_insert(since);
+            *oldest = since.min(*oldest);
+        }
+        uses
     }
 
     /// Removes the direct mappings of memories that are about to go.

@@ -51,6 +51,8 @@ pub(super) struct Place {
     pub(super) offset: u64,
     pub(super) perm: Perm,
     pub(super) owner: Option<SessionId>,
+    /// Since when the mappings there were visible.
+    pub(super) since: u64,
     pub(super) blocked_by: Option<SessionId>,
 }
 
@@ -95,7 +97,10 @@ impl Limbo {
         self.push(Retired {
             removed,
             what: What::Place(at),
-            reach: Reach::Memory(place.memory),
+            reach: Reach::Memory {
+                memory: place.memory,
+                since: place.since,
+            },
         });
     }
 
@@ -307,7 +312,7 @@ impl Place {
         let bytes = self.range.len_bytes();
         let offset = bytes.and_then(|bytes| self.offset.checked_add(bytes));
         let same = self.memory == next.memory && self.perm == next.perm;
-        follows && same && offset == Some(next.offset)
+        follows && same && self.since == next.since && offset == Some(next.offset)
     }
 
     pub(super) fn extend_to(&mut self, last: Iova) {

@@ -10,6 +10,7 @@
 mod direct;
 mod limbo;
 mod log;
+mod made;
 mod readers;
 mod state;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use self::direct::{Behind, ResetError, Translated, TranslationError};
 use self::limbo::Limbo;
 use self::log::ChangeLog;
 pub use self::log::{Change, Listener, Lost};
+use self::made::Made;
 use self::readers::Readers;
 use self::state::{DrainJob, State, Sweep};
 use self::transit::{Draining, Reservation, Syncing};
@@ -241,6 +243,7 @@ impl Domain {
                 next_memory: 1,
                 readers: Readers::default(),
                 limbo: Limbo::default(),
+                made: Made::default(),
                 hidden: 0,
                 log: None,
                 listener: None,

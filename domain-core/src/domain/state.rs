@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::limbo::{Limbo, Retired, What};
 use super::log::{Change, ChangeLog, Listener};
+use super::made::Made;
 use super::readers::{Reach, Readers};
 use super::{Occupancy, Scrub, Usage};
 use crate::addr::{Iova, IovaRange};
@@ -53,6 +54,8 @@ pub(super) struct State {
     pub(super) readers: Readers,
     /// What is removed and not acknowledged.
     pub(super) limbo: Limbo,
+    /// Since when direct mappings are visible, where a ghost makes that matter.
+    pub(super) made: Made,
     /// Mappings that are hidden while bytes are being copied: nobody was asked
     /// to acknowledge that yet.
     pub(super) hidden: usize,
@@ -758,6 +761,9 @@ impl State {
 
     /// A ghost has acknowledged something, or is gone.
     pub(super) fn reconsider(&mut self, ghost: SessionId) -> Vec<Sweep> {
+        if self.readers.oldest_fence().is_none() {
+            self.made.forget();
+        }
         let mut freed = Freed::default();
         for retired in self.limbo.reconsider(ghost, &self.readers) {
             self.let_go(retired, &mut freed);
@@ -906,6 +912,7 @@ impl State {
             "visible is exactly what is live"
         );
         self.check_direct();
+        self.check_made();
         for (at, held) in &self.held {
             assert_eq!(
                 *at,
@@ -973,6 +980,22 @@ impl State {
         for place in self.limbo.places(Iova::new(0)) {
             let hit = self.iotlb.lookup(place.range);
             assert_eq!(hit, None, "{:?} is not used again", place.range);
+        }
+    }
+
+    fn check_made(&self) {
+        let is_needed = self.readers.oldest_fence().is_some();
+        assert!(
+            is_needed || self.made.iter().next().is_none(),
+            "no ghost asks"
+        );
+        for (start, since) in self.made.iter() {
+            let mut entries = self.iotlb.direct_range(start);
+            let is_there = entries
+                .next()
+                .is_some_and(|entry| entry.range.start() == start);
+            assert!(is_there, "{start:?} is mapped");
+            assert!(since <= self.direct_generation, "{start:?} was made");
         }
     }
 

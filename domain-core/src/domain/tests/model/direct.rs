@@ -506,11 +506,22 @@ impl Model {
                 continue;
             }
             gone.push(Gone::of(What::Use(page.memory), page.made));
-            if !table.iter().any(|entry| entry.range.overlaps(page_of(at))) {
-                gone.push(Gone::of(What::Direct(at, page.memory), page.made));
+            let new = table.iter().find(|e| e.range.overlaps(page_of(at)));
+            match new {
+                None => gone.push(Gone::of(What::Direct(at, page.memory), page.made)),
+                // What serves an old translation is as old as that, all of it.
+                Some(new) if new.memory == page.memory => self.inherit(new.range, page.made),
+                Some(_) => {}
             }
         }
         gone
+    }
+
+    fn inherit(&mut self, range: IovaRange, made: u64) {
+        for page in pages_in(range) {
+            let kept = self.kept.entry(page).or_insert(made);
+            *kept = made.min(*kept);
+        }
     }
 
     /// Everything but what the entries say of each other and of their places.

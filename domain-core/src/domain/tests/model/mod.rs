@@ -102,7 +102,8 @@ struct Model {
     readers: BTreeMap<SessionId, ModelReader>,
     /// What was removed and somebody may still use.
     gone: Vec<Gone>,
-    /// When pages were made that a new table shows as the old one did.
+    /// When pages were made that a new table shows as the old one did, or that
+    /// belong to an entry where the old one led to the same memory.
     kept: BTreeMap<u64, u64>,
     /// Of the direct table, in the operation that is under way.
     direct_gone: Vec<Gone>,

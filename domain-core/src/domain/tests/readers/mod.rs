@@ -4,6 +4,7 @@ mod acks;
 mod asks;
 mod direct;
 mod fences;
+mod ghosts;
 mod quotas;
 mod set_map;
 mod windows;
