@@ -16,6 +16,7 @@ use super::Quarantined;
 use super::readers::{Reach, Readers};
 use crate::addr::{Iova, IovaRange};
 use crate::iotlb::RegionId;
+use crate::layout::ApertureKind;
 use crate::mapping::{MappingView, Phase, Source, ViewKind};
 use crate::memory::MemoryId;
 use crate::perm::Perm;
@@ -33,7 +34,11 @@ pub(super) struct Retired {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum What {
     /// Granules of an aperture, with their record in `State::held`.
-    Granules { at: Iova, bytes: u64 },
+    Granules {
+        at: Iova,
+        kind: ApertureKind,
+        bytes: u64,
+    },
     /// Where direct mappings were, with its record here.
     Place(Iova),
     /// The number of a memory that is registered no more.
@@ -66,10 +71,27 @@ pub(super) struct Limbo {
     sweeping: BTreeMap<u64, usize>,
     /// By start, none overlapping another nor a direct mapping.
     places: BTreeMap<Iova, Place>,
-    /// Granules in here, those that are being zeroed included.
-    granules: usize,
-    /// Their bytes.
+    counts: Counts,
+}
+
+/// What is in here, so that nobody has to go through it to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    /// Mappings whose granules are in here, those that are being zeroed included,
+    /// by aperture.
+    granules: BTreeMap<ApertureKind, usize>,
+    /// Bytes of these granules.
     bytes: u64,
+    /// Mappings that wait for attached sessions.
+    waiting: usize,
+    /// Mappings whose granules are being zeroed.
+    sweeping: usize,
+    /// What is held back.
+    quarantined: Quarantined,
+    /// Mappings in apertures among that.
+    quarantined_granules: usize,
+    /// Mappings among that, by who pays for them.
+    charged: BTreeMap<Account, usize>,
 }
 
 /// What is held back because of one ghost.
@@ -84,10 +106,11 @@ impl Limbo {
     pub(super) fn push(&mut self, retired: Retired) {
         let last = self.waiting.back().map_or(0, |last| last.removed);
         assert!(last <= retired.removed, "what is removed later is newer");
-        if let What::Granules { bytes, .. } = retired.what {
-            self.granules += 1;
-            self.bytes += bytes;
+        if let What::Granules { kind, bytes, .. } = retired.what {
+            *self.counts.granules.entry(kind).or_default() += 1;
+            self.counts.bytes += bytes;
         }
+        self.counts.waiting += retired.what.mappings();
         self.waiting.push_back(retired);
     }
 
@@ -110,6 +133,7 @@ impl Limbo {
         if first.removed > floor {
             return None;
         }
+        self.counts.waiting -= first.what.mappings();
         self.waiting.pop_front()
     }
 
@@ -125,6 +149,7 @@ impl Limbo {
         });
         ward.held.add(retired.what);
         ward.retired.push(retired);
+        self.counts.hold_back(account, retired.what);
     }
 
     /// Takes out what was held back because of a ghost that has acknowledged
@@ -135,16 +160,13 @@ impl Limbo {
         };
         let stays = |one: &Retired| readers.blocker(one.removed, one.reach) == Some(ghost);
         let (held, free): (Vec<_>, Vec<_>) = ward.retired.into_iter().partition(stays);
+        for one in &free {
+            ward.held.subtract(one.what);
+            self.counts.let_go(ward.account, one.what);
+        }
         if !held.is_empty() {
-            ward.held = Quarantined::default();
-            held.iter().for_each(|one| ward.held.add(one.what));
             ward.retired = held;
             self.quarantine.insert(ghost, ward);
-        }
-        for retired in &free {
-            if let Some(place) = self.place_of(*retired) {
-                place.blocked_by = None;
-            }
         }
         free
     }
@@ -157,6 +179,7 @@ impl Limbo {
 
     pub(super) fn begin_sweep(&mut self, removed: u64) {
         *self.sweeping.entry(removed).or_default() += 1;
+        self.counts.sweeping += 1;
     }
 
     pub(super) fn end_sweep(&mut self, removed: u64) {
@@ -165,12 +188,14 @@ impl Limbo {
         if *count == 0 {
             self.sweeping.remove(&removed);
         }
+        self.counts.sweeping -= 1;
     }
 
     /// Granules of one mapping have left.
-    pub(super) fn granules_left(&mut self, bytes: u64) {
-        self.granules -= 1;
-        self.bytes -= bytes;
+    pub(super) fn granules_left(&mut self, kind: ApertureKind, bytes: u64) {
+        let count = self.counts.granules.get_mut(&kind);
+        *count.expect("they were here") -= 1;
+        self.counts.bytes -= bytes;
     }
 
     /// Is something of that generation, or an older one, being zeroed?
@@ -180,8 +205,8 @@ impl Limbo {
 
     /// Does an acknowledgment free granules?
     pub(super) fn awaits_granules(&self) -> bool {
-        let is_granules = |one: &Retired| matches!(one.what, What::Granules { .. });
-        !self.sweeping.is_empty() || self.waiting.iter().any(is_granules)
+        let granules: usize = self.counts.granules.values().sum();
+        granules > self.counts.quarantined_granules
     }
 
     /// Ghosts that hold back something of that generation.
@@ -212,24 +237,21 @@ impl Limbo {
 
     /// Bytes of apertures in here.
     pub(super) fn waiting_bytes(&self) -> u64 {
-        self.bytes
+        self.counts.bytes
     }
 
-    /// Mappings in apertures whose granules are in here.
-    pub(super) fn granules(&self) -> usize {
-        self.granules
+    /// Mappings in an aperture whose granules are in here.
+    pub(super) fn granules(&self, kind: ApertureKind) -> usize {
+        self.counts.granules.get(&kind).copied().unwrap_or(0)
     }
 
     /// Mappings that wait for attached sessions, or are being zeroed.
     pub(super) fn invalidating(&self) -> usize {
-        let is_mapping =
-            |one: &&Retired| matches!(one.what, What::Granules { .. } | What::Place(_));
-        self.waiting.iter().filter(is_mapping).count() + self.sweeping.values().sum::<usize>()
+        self.counts.waiting + self.counts.sweeping
     }
 
     pub(super) fn quarantined(&self) -> Quarantined {
-        let wards = self.quarantine.values().map(|ward| ward.held);
-        wards.fold(Quarantined::default(), Quarantined::and)
+        self.counts.quarantined
     }
 
     pub(super) fn quarantined_by(&self, ghost: SessionId) -> Quarantined {
@@ -239,16 +261,12 @@ impl Limbo {
 
     /// Mappings that are held back because of sessions of one account.
     pub(super) fn charged_to(&self, account: Account) -> usize {
-        let wards = self.quarantine.values();
-        let charged = wards.filter(|ward| ward.account == account);
-        charged.map(|ward| ward.held.mappings).sum()
+        self.counts.charged.get(&account).copied().unwrap_or(0)
     }
 
     /// Mappings in apertures that are held back.
     pub(super) fn quarantined_granules(&self) -> usize {
-        let retired = self.quarantine.values().flat_map(|ward| &ward.retired);
-        let is_granules = |one: &&Retired| matches!(one.what, What::Granules { .. });
-        retired.filter(is_granules).count()
+        self.counts.quarantined_granules
     }
 
     fn place_of(&mut self, retired: Retired) -> Option<&mut Place> {
@@ -275,11 +293,76 @@ impl Limbo {
         let places = self.waiting.iter().chain(quarantine);
         let places = places.filter(|one| matches!(one.what, What::Place(_)));
         assert_eq!(places.count(), self.places.len(), "every place waits once");
+        self.check_counts();
         let mut last: Option<Iova> = None;
         for place in self.places.values() {
             let is_apart = last.is_none_or(|last| last < place.range.start());
             assert!(is_apart, "{:?} is one place", place.range);
             last = Some(place.range.last());
+        }
+    }
+
+    /// Counts once more. How many granules there are only their records tell.
+    fn check_counts(&self) {
+        let mut counts = Counts {
+            granules: self.counts.granules.clone(),
+            bytes: self.counts.bytes,
+            waiting: self.waiting.iter().map(|one| one.what.mappings()).sum(),
+            sweeping: self.sweeping.values().sum(),
+            ..Counts::default()
+        };
+        for ward in self.quarantine.values() {
+            let mut held = Quarantined::default();
+            for one in &ward.retired {
+                held.add(one.what);
+                counts.hold_back(ward.account, one.what);
+            }
+            assert_eq!(held, ward.held, "what a ghost holds back is counted");
+        }
+        assert_eq!(counts, self.counts, "what is in here is counted");
+    }
+}
+
+impl What {
+    /// As how many mappings it counts.
+    fn mappings(self) -> usize {
+        match self {
+            What::Granules { .. } | What::Place(_) => 1,
+            What::Slot(_) | What::Use => 0,
+        }
+    }
+
+    /// Bytes of an aperture.
+    fn bytes(self) -> u64 {
+        match self {
+            What::Granules { bytes, .. } => bytes,
+            _ => 0,
+        }
+    }
+
+    fn is_granules(self) -> bool {
+        matches!(self, What::Granules { .. })
+    }
+}
+
+impl Counts {
+    fn hold_back(&mut self, account: Account, what: What) {
+        self.quarantined.add(what);
+        self.quarantined_granules += usize::from(what.is_granules());
+        if what.mappings() > 0 {
+            *self.charged.entry(account).or_default() += what.mappings();
+        }
+    }
+
+    fn let_go(&mut self, account: Account, what: What) {
+        self.quarantined.subtract(what);
+        self.quarantined_granules -= usize::from(what.is_granules());
+        if let Some(charged) = self.charged.get_mut(&account) {
+            *charged -= what.mappings();
+            // Nobody is remembered for what is gone.
+            if *charged == 0 {
+                self.charged.remove(&account);
+            }
         }
     }
 }
@@ -358,20 +441,12 @@ impl Place {
 
 impl Quarantined {
     fn add(&mut self, what: What) {
-        match what {
-            What::Granules { bytes, .. } => {
-                self.mappings += 1;
-                self.bytes += bytes;
-            }
-            What::Place(_) => self.mappings += 1,
-            What::Slot(_) | What::Use => {}
-        }
+        self.mappings += what.mappings();
+        self.bytes += what.bytes();
     }
 
-    fn and(self, other: Quarantined) -> Quarantined {
-        Quarantined {
-            mappings: self.mappings + other.mappings,
-            bytes: self.bytes + other.bytes,
-        }
+    fn subtract(&mut self, what: What) {
+        self.mappings -= what.mappings();
+        self.bytes -= what.bytes();
     }
 }

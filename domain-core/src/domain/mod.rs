@@ -843,25 +843,14 @@ impl Domain {
     #[must_use]
     pub fn standings(&self) -> Vec<Standing> {
         let state = self.look();
-        let standing = |(session, fenced, acked, asked)| Standing {
-            session,
-            fenced,
-            acked,
-            asked,
-            quarantined: state.limbo.quarantined_by(session),
-        };
-        let mut standings: Vec<_> = state.readers.all().map(standing).collect();
-        standings.sort_by_key(|standing| standing.session);
-        standings
+        let standings = state.readers.all();
+        standings.filter_map(|one| state.standing(one)).collect()
     }
 
     /// How one session stands; `None` if it is not known.
     #[must_use]
     pub fn standing(&self, session: SessionId) -> Option<Standing> {
-        let standings = self.standings();
-        standings
-            .into_iter()
-            .find(|standing| standing.session == session)
+        self.look().standing(session)
     }
 
     /// A reader of the page table, for any thread of this process. What it finds

@@ -223,14 +223,16 @@ impl Readers {
         self.view(session).map(|view| view.account)
     }
 
-    /// Everybody: session, whether it is a ghost, acknowledged, asked.
-    pub(super) fn all(&self) -> impl Iterator<Item = (SessionId, bool, u64, u64)> {
-        let row =
-            |session: &SessionId, fenced, view: &View| (*session, fenced, view.acked, view.asked);
-        let attached = self.attached.iter();
-        let attached = attached.map(move |(session, there)| row(session, false, &there.view));
-        let ghosts = self.ghosts.iter();
-        attached.chain(ghosts.map(move |(session, ghost)| row(session, true, &ghost.view)))
+    /// Everybody, by number: attached or ghost.
+    pub(super) fn all(&self) -> impl Iterator<Item = SessionId> {
+        let mut all: Vec<_> = self.attached.keys().chain(self.ghosts.keys()).collect();
+        all.sort_unstable();
+        all.into_iter().copied()
+    }
+
+    /// What a session, attached or not, has acknowledged, and what it was asked for.
+    pub(super) fn acked_and_asked(&self, session: SessionId) -> Option<(u64, u64)> {
+        self.view(session).map(|view| (view.acked, view.asked))
     }
 
     fn view(&self, session: SessionId) -> Option<&View> {
@@ -239,9 +241,11 @@ impl Readers {
     }
 
     pub(super) fn check_invariants(&self, current: u64) {
-        for (session, _, acked, asked) in self.all() {
+        let attached = self.attached.iter().map(|(id, there)| (id, &there.view));
+        let ghosts = self.ghosts.iter().map(|(id, ghost)| (id, &ghost.view));
+        for (session, view) in attached.chain(ghosts) {
             assert!(
-                acked <= current && asked <= current,
+                view.acked <= current && view.asked <= current,
                 "session {session} is asked for what has been"
             );
         }

@@ -11,7 +11,7 @@ use std::io;
 
 use proptest::prelude::*;
 
-use self::ops::{EndWish, Kind, MapWish, Op, SyncWish, Twist, kinds, ops};
+use self::ops::{EndWish, Kind, MapWish, Op, SyncWish, Twist, haunting_ops, kinds, ops};
 use self::readers::{Gone, ModelReader, What};
 use super::readers::Fake;
 use super::*;
@@ -1064,6 +1064,14 @@ proptest! {
         ops in prop::collection::vec(ops(), 1..80),
     ) {
         run(Model::new(base, ScrubWith::Poison), drivers, &ops);
+    }
+
+    #[test]
+    fn a_domain_with_ghosts_holds_back_what_the_model_says_and_nothing_else(
+        base in prop_oneof![Just(0), Just(5)],
+        ops in prop::collection::vec(haunting_ops(), 1..80),
+    ) {
+        run(Model::new(base, ScrubWith::Zero), [Kind::Nothing; 2], &ops);
     }
 }
 

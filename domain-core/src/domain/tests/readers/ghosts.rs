@@ -87,6 +87,46 @@ fn a_mapping_between_two_fences_is_held_back_by_the_second_ghost_only() {
     assert_eq!(held_back(&domain), 0);
 }
 
+/// Also when it is what is left of another one.
+#[test]
+fn what_is_left_of_a_mapping_between_two_fences_is_out_of_the_first_ghosts_reach() {
+    let (domain, buffer) = haunted();
+    join_by_frames(&domain, SECOND);
+    let old = part(&buffer, pages(64, 67));
+    set(&domain, &[old, buffer.entry(pages(70, 71))]);
+    open(&domain, SECOND, &buffer);
+    fence(&domain, SECOND);
+    let shrunk = set(&domain, &[old, buffer.entry(pages(70, 70))]);
+    assert_eq!(domain.progress(shrunk), quarantined(&[SECOND]));
+
+    let removal = unmap_direct(&domain, &[pages(70, 70)]);
+
+    assert_eq!(domain.progress(removal), quarantined(&[SECOND]));
+    leave(&domain, SECOND);
+    assert_eq!(domain.progress(removal), Progress::Done);
+    assert_eq!(domain.progress(shrunk), Progress::Done);
+}
+
+/// Of two mappings of one memory that lead elsewhere, one is in its reach.
+#[test]
+fn a_table_that_leads_old_and_young_mappings_elsewhere_waits_for_the_old_ones() {
+    for [old, later] in [[70, 64], [64, 70]] {
+        let domain = served();
+        join_by_frames(&domain, FIRST);
+        let [buffer, other] = [(); 2].map(|()| Buffer::register(&domain, DRIVER, 1));
+        direct(&domain, buffer.at(old * P, 1));
+        open(&domain, FIRST, &buffer);
+        fence(&domain, FIRST);
+        direct(&domain, buffer.at(later * P, 1));
+
+        let table = [old, later].map(|page| other.entry(pages(page, page)));
+        let removal = set(&domain, &table);
+
+        assert_eq!(domain.progress(removal), quarantined(&[FIRST]));
+        assert_eq!(limbo(&domain), []);
+    }
+}
+
 #[test]
 fn a_table_that_the_ghost_never_saw_is_replaced_without_waiting() {
     let (domain, buffer) = haunted();
