@@ -188,14 +188,18 @@ impl Domain {
     /// [`ResetError`]; nothing is changed.
     pub fn reset_bounce(&self, actor: Actor, force: bool) -> Result<(usize, Removal), ResetError> {
         let bounce = self.bounce.as_ref().ok_or(ResetError::NoAperture)?;
-        let (ended, abandoned, removal) = {
-            let mut state = self.lock();
-            let (ended, abandoned) = state.end_streaming(actor, force)?;
-            (ended, abandoned, state.removal())
-        };
-        for chunk in abandoned.chunks(REFILL_ABOVE) {
-            self.retire(chunk, actor.session(), |_| true);
+        let mut state = self.lock();
+        let (ended, abandoned) = state.end_streaming(actor, force)?;
+        // Under the same lock: one removal, which the answer names, is all of it.
+        let bounces = abandoned.into_iter().map(|at| state.retire(at, true));
+        let bounces: Vec<_> = bounces.collect();
+        if !bounces.is_empty() {
+            state.ask_readers(&[], actor.session());
         }
+        let removal = state.removal();
+        self.settle(state, Vec::new());
+        // The last to know a client's file may be among them: closed outside the lock.
+        drop(bounces);
         // Nobody is ever given the first granule of the space, but a device may
         // have written there.
         if bounce.range().start() == Iova::new(0) {
@@ -740,7 +744,7 @@ impl State {
     }
 
     /// Ends all streaming mappings; answers how many there were, and the keys
-    /// of those that are for the caller to give back.
+    /// of those that are for the caller to retire.
     fn end_streaming(
         &mut self,
         actor: Actor,
