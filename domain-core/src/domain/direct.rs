@@ -377,7 +377,7 @@ impl State {
             perm: spec.perm,
         };
         facts.entry(&mapping, spec.len_bytes)?;
-        let used = self.iotlb.direct_len() + planned.len();
+        let used = self.iotlb.direct_len() + planned.len() + self.limbo.direct_records();
         self.quotas.admit(Quota::Direct, used)?;
         mapping.range = match (fixed, spec.placement) {
             (None, Placement::Anywhere { align_bytes, limit }) => {
@@ -596,8 +596,20 @@ impl State {
             return Err(SetMapError::Stale { expected, current });
         }
         let limit = self.quotas.direct;
-        if asked > usize::try_from(limit).unwrap_or(usize::MAX) {
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        if asked > most {
             return Err(SetMapError::TooMany { asked, limit });
+        }
+        // Of earlier removals: what this one leaves behind is the old table's,
+        // which had its room. They count whoever holds them back: sessions come
+        // into a domain by its owner's leave, and the quota is the owner's.
+        let waiting = self.limbo.direct_records();
+        if asked + waiting > most && asked > 0 {
+            return Err(SetMapError::TooManyWaiting {
+                asked,
+                waiting,
+                limit,
+            });
         }
         let foreign = self
             .memories

@@ -92,6 +92,8 @@ struct Counts {
     quarantined_granules: usize,
     /// Mappings among that, by who pays for them.
     charged: BTreeMap<Account, usize>,
+    /// Uses, wherever they wait.
+    uses: usize,
 }
 
 /// What is held back because of one ghost.
@@ -111,6 +113,7 @@ impl Limbo {
             self.counts.bytes += bytes;
         }
         self.counts.waiting += retired.what.mappings();
+        self.counts.uses += usize::from(retired.what.is_use());
         self.waiting.push_back(retired);
     }
 
@@ -177,6 +180,11 @@ impl Limbo {
         place.expect("a place is here until it is free").range
     }
 
+    /// The use of a memory has come to its end.
+    pub(super) fn use_ended(&mut self) {
+        self.counts.uses -= 1;
+    }
+
     pub(super) fn begin_sweep(&mut self, removed: u64) {
         *self.sweeping.entry(removed).or_default() += 1;
         self.counts.sweeping += 1;
@@ -235,6 +243,11 @@ impl Limbo {
         !self.places.is_empty()
     }
 
+    /// What is kept here because of direct mappings that were removed.
+    pub(super) fn direct_records(&self) -> usize {
+        self.places.len() + self.counts.uses
+    }
+
     /// Bytes of apertures in here.
     pub(super) fn waiting_bytes(&self) -> u64 {
         self.counts.bytes
@@ -278,19 +291,23 @@ impl Limbo {
 
     /// Keys of the records whose granules are in here and not being zeroed.
     pub(super) fn keys(&self) -> impl Iterator<Item = Iova> {
-        let quarantine = self.quarantine.values().flat_map(|ward| &ward.retired);
         let key = |one: &Retired| match one.what {
             What::Granules { at, .. } => Some(at),
             _ => None,
         };
-        self.waiting.iter().chain(quarantine).filter_map(key)
+        self.records().filter_map(key)
+    }
+
+    /// All that waits or is held back.
+    fn records(&self) -> impl Iterator<Item = &Retired> {
+        let quarantine = self.quarantine.values().flat_map(|ward| &ward.retired);
+        self.waiting.iter().chain(quarantine)
     }
 
     pub(super) fn check_invariants(&self) {
         let waiting = self.waiting.iter().map(|one| one.removed);
         assert!(waiting.is_sorted(), "the oldest waits first");
-        let quarantine = self.quarantine.values().flat_map(|ward| &ward.retired);
-        let places = self.waiting.iter().chain(quarantine);
+        let places = self.records();
         let places = places.filter(|one| matches!(one.what, What::Place(_)));
         assert_eq!(places.count(), self.places.len(), "every place waits once");
         self.check_counts();
@@ -309,6 +326,7 @@ impl Limbo {
             bytes: self.counts.bytes,
             waiting: self.waiting.iter().map(|one| one.what.mappings()).sum(),
             sweeping: self.sweeping.values().sum(),
+            uses: self.records().filter(|one| one.what.is_use()).count(),
             ..Counts::default()
         };
         for ward in self.quarantine.values() {
@@ -342,6 +360,10 @@ impl What {
 
     fn is_granules(self) -> bool {
         matches!(self, What::Granules { .. })
+    }
+
+    fn is_use(self) -> bool {
+        matches!(self, What::Use)
     }
 }
 

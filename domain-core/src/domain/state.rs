@@ -818,7 +818,7 @@ impl State {
             What::Granules { at, .. } => self.release_retired(at),
             What::Place(at) => freed.places.push(self.limbo.take_place(at)),
             What::Slot(region) => *self.slot_mut(region) = Slot::Free,
-            What::Use => {}
+            What::Use => self.limbo.use_ended(),
         }
     }
 

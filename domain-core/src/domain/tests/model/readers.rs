@@ -248,6 +248,17 @@ impl Model {
         }
     }
 
+    /// What counts against the quota of direct mappings beside those there are:
+    /// each place, and each memory that a new table led away from.
+    pub(super) fn direct_records(&self) -> usize {
+        let places = self.limbo_views(Some(MappingKind::Direct)).len();
+        let uses = self.gone.iter().filter_map(|one| match one.what {
+            What::Use(memory) => Some((one.removed, memory)),
+            _ => None,
+        });
+        places + uses.collect::<BTreeSet<_>>().len()
+    }
+
     fn is_quarantined(&self, gone: &Gone) -> bool {
         let is_ghost = |session: &SessionId| self.readers[session].fenced.is_some();
         gone.users.iter().all(is_ghost)
