@@ -5,6 +5,7 @@ mod asks;
 mod direct;
 mod fences;
 mod ghosts;
+mod nodes;
 mod quotas;
 mod set_map;
 mod windows;
