@@ -8,6 +8,7 @@ mod ghosts;
 mod nodes;
 mod quotas;
 mod set_map;
+mod storm;
 mod windows;
 
 use std::sync::{Arc, Mutex};
