@@ -173,6 +173,15 @@ pub enum SetMapError {
     Stale { expected: u64, current: u64 },
     #[error("the quota of {limit} direct mappings does not allow {asked}")]
     TooMany { asked: usize, limit: u32 },
+    #[error(
+        "the quota of {limit} direct mappings does not allow {asked} beside {waiting} that are \
+         removed, and that some session may still use"
+    )]
+    TooManyWaiting {
+        asked: usize,
+        waiting: usize,
+        limit: u32,
+    },
     #[error("entry {index}: {error}")]
     Entry { index: usize, error: MapDirectError },
     #[error("the mapping {range} belongs to another session")]

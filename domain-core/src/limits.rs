@@ -96,7 +96,8 @@ pub struct Quotas {
     pub mappings: u32,
     /// Registered memories.
     pub memories: u32,
-    /// Direct mappings.
+    /// Direct mappings, those included that were removed and that some session may
+    /// still use.
     pub direct: u32,
 }
 

@@ -239,7 +239,7 @@ pub(crate) struct Policy {
     /// Most registered memories at a time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) quota_memories: Option<u32>,
-    /// Most direct mappings at a time
+    /// Most direct mappings at a time, with those that are removed and may still be in use
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) quota_direct: Option<u32>,
 }

@@ -188,14 +188,18 @@ impl Domain {
     /// [`ResetError`]; nothing is changed.
     pub fn reset_bounce(&self, actor: Actor, force: bool) -> Result<(usize, Removal), ResetError> {
         let bounce = self.bounce.as_ref().ok_or(ResetError::NoAperture)?;
-        let (ended, abandoned, removal) = {
-            let mut state = self.lock();
-            let (ended, abandoned) = state.end_streaming(actor, force)?;
-            (ended, abandoned, state.removal())
-        };
-        for chunk in abandoned.chunks(REFILL_ABOVE) {
-            self.retire(chunk, actor.session(), |_| true);
+        let mut state = self.lock();
+        let (ended, abandoned) = state.end_streaming(actor, force)?;
+        // Under the same lock: one removal, which the answer names, is all of it.
+        let bounces = abandoned.into_iter().map(|at| state.retire(at, true));
+        let bounces: Vec<_> = bounces.collect();
+        if !bounces.is_empty() {
+            state.ask_readers(&[], actor.session());
         }
+        let removal = state.removal();
+        self.settle(state, Vec::new());
+        // The last to know a client's file may be among them: closed outside the lock.
+        drop(bounces);
         // Nobody is ever given the first granule of the space, but a device may
         // have written there.
         if bounce.range().start() == Iova::new(0) {
@@ -335,6 +339,9 @@ impl State {
         }
         if !entries.is_empty() {
             self.direct_generation = self.iotlb.generation();
+            if self.readers.oldest_fence().is_some() {
+                self.made.enter(entries, self.direct_generation);
+            }
             self.committed(entries, &[], &[]);
         }
         Ok(())
@@ -370,7 +377,7 @@ impl State {
             perm: spec.perm,
         };
         facts.entry(&mapping, spec.len_bytes)?;
-        let used = self.iotlb.direct_len() + planned.len();
+        let used = self.iotlb.direct_len() + planned.len() + self.limbo.direct_records();
         self.quotas.admit(Quota::Direct, used)?;
         mapping.range = match (fixed, spec.placement) {
             (None, Placement::Anywhere { align_bytes, limit }) => {
@@ -450,6 +457,7 @@ impl State {
         for place in self.places_of(&removed) {
             self.limbo.push_place(generation, place);
         }
+        self.made.leave(&removed);
         for entry in &removed {
             self.count_direct(entry.target.region, -1);
         }
@@ -483,6 +491,7 @@ impl State {
             offset: entry.target.offset_bytes,
             perm: entry.perm,
             owner: self.memories[&memory].owner,
+            since: self.made.since(entry),
             blocked_by: None,
         }
     }
@@ -587,8 +596,20 @@ impl State {
             return Err(SetMapError::Stale { expected, current });
         }
         let limit = self.quotas.direct;
-        if asked > usize::try_from(limit).unwrap_or(usize::MAX) {
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        if asked > most {
             return Err(SetMapError::TooMany { asked, limit });
+        }
+        // Of earlier removals: what this one leaves behind is the old table's,
+        // which had its room. They count whoever holds them back: sessions come
+        // into a domain by its owner's leave, and the quota is the owner's.
+        let waiting = self.limbo.direct_records();
+        if asked + waiting > most && asked > 0 {
+            return Err(SetMapError::TooManyWaiting {
+                asked,
+                waiting,
+                limit,
+            });
         }
         let foreign = self
             .memories
@@ -658,6 +679,10 @@ impl State {
         if added + removed > 0 {
             self.direct_generation = self.iotlb.generation();
             let left = self.retire_replaced(&replaced);
+            if let Some(until) = self.readers.oldest_fence() {
+                let generation = self.direct_generation;
+                self.made.replace(&replaced, generation, until);
+            }
             if !is_large {
                 left.iter().for_each(|place| self.space.take(*place));
             }
@@ -687,15 +712,12 @@ impl State {
             let place = self.place_of(entry);
             left.extend(place.without(&mut added));
         }
-        let regions = replaced.removed.iter().map(|entry| entry.target.region);
-        let regions: BTreeSet<_> = regions.collect();
-        for region in regions {
-            let reach = Reach::Memory(self.memory_behind(region));
-            let (removed, what) = (generation, What::Use);
+        for (region, since) in self.oldest_uses(&replaced.removed) {
+            let memory = self.memory_behind(region);
             self.limbo.push(Retired {
-                removed,
-                what,
-                reach,
+                removed: generation,
+                what: What::Use,
+                reach: Reach::Memory { memory, since },
             });
         }
         let ranges = left.iter().map(|place| place.range).collect();
@@ -703,6 +725,17 @@ impl State {
             self.limbo.push_place(generation, place);
         }
         ranges
+    }
+
+    /// The memories of entries, each with the age of the oldest.
+    fn oldest_uses(&self, entries: &[Entry]) -> BTreeMap<RegionId, u64> {
+        let mut uses = BTreeMap::new();
+        for entry in entries {
+            let since = self.made.since(entry);
+            let oldest = uses.entry(entry.target.region).or_insert(since);
+            *oldest = since.min(*oldest);
+        }
+        uses
     }
 
     /// Removes the direct mappings of memories that are about to go.
@@ -723,7 +756,7 @@ impl State {
     }
 
     /// Ends all streaming mappings; answers how many there were, and the keys
-    /// of those that are for the caller to give back.
+    /// of those that are for the caller to retire.
     fn end_streaming(
         &mut self,
         actor: Actor,

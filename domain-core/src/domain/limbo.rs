@@ -16,6 +16,7 @@ use super::Quarantined;
 use super::readers::{Reach, Readers};
 use crate::addr::{Iova, IovaRange};
 use crate::iotlb::RegionId;
+use crate::layout::ApertureKind;
 use crate::mapping::{MappingView, Phase, Source, ViewKind};
 use crate::memory::MemoryId;
 use crate::perm::Perm;
@@ -33,7 +34,11 @@ pub(super) struct Retired {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum What {
     /// Granules of an aperture, with their record in `State::held`.
-    Granules { at: Iova, bytes: u64 },
+    Granules {
+        at: Iova,
+        kind: ApertureKind,
+        bytes: u64,
+    },
     /// Where direct mappings were, with its record here.
     Place(Iova),
     /// The number of a memory that is registered no more.
@@ -51,6 +56,8 @@ pub(super) struct Place {
     pub(super) offset: u64,
     pub(super) perm: Perm,
     pub(super) owner: Option<SessionId>,
+    /// Since when the mappings there were visible.
+    pub(super) since: u64,
     pub(super) blocked_by: Option<SessionId>,
 }
 
@@ -64,10 +71,29 @@ pub(super) struct Limbo {
     sweeping: BTreeMap<u64, usize>,
     /// By start, none overlapping another nor a direct mapping.
     places: BTreeMap<Iova, Place>,
-    /// Granules in here, those that are being zeroed included.
-    granules: usize,
-    /// Their bytes.
+    counts: Counts,
+}
+
+/// What is in here, so that nobody has to go through it to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    /// Mappings whose granules are in here, those that are being zeroed included,
+    /// by aperture.
+    granules: BTreeMap<ApertureKind, usize>,
+    /// Bytes of these granules.
     bytes: u64,
+    /// Mappings that wait for attached sessions.
+    waiting: usize,
+    /// Mappings whose granules are being zeroed.
+    sweeping: usize,
+    /// What is held back.
+    quarantined: Quarantined,
+    /// Mappings in apertures among that.
+    quarantined_granules: usize,
+    /// Mappings among that, by who pays for them.
+    charged: BTreeMap<Account, usize>,
+    /// Uses, wherever they wait.
+    uses: usize,
 }
 
 /// What is held back because of one ghost.
@@ -82,10 +108,12 @@ impl Limbo {
     pub(super) fn push(&mut self, retired: Retired) {
         let last = self.waiting.back().map_or(0, |last| last.removed);
         assert!(last <= retired.removed, "what is removed later is newer");
-        if let What::Granules { bytes, .. } = retired.what {
-            self.granules += 1;
-            self.bytes += bytes;
+        if let What::Granules { kind, bytes, .. } = retired.what {
+            *self.counts.granules.entry(kind).or_default() += 1;
+            self.counts.bytes += bytes;
         }
+        self.counts.waiting += retired.what.mappings();
+        self.counts.uses += usize::from(retired.what.is_use());
         self.waiting.push_back(retired);
     }
 
@@ -95,7 +123,10 @@ impl Limbo {
         self.push(Retired {
             removed,
             what: What::Place(at),
-            reach: Reach::Memory(place.memory),
+            reach: Reach::Memory {
+                memory: place.memory,
+                since: place.since,
+            },
         });
     }
 
@@ -105,6 +136,7 @@ impl Limbo {
         if first.removed > floor {
             return None;
         }
+        self.counts.waiting -= first.what.mappings();
         self.waiting.pop_front()
     }
 
@@ -120,6 +152,7 @@ impl Limbo {
         });
         ward.held.add(retired.what);
         ward.retired.push(retired);
+        self.counts.hold_back(account, retired.what);
     }
 
     /// Takes out what was held back because of a ghost that has acknowledged
@@ -130,16 +163,13 @@ impl Limbo {
         };
         let stays = |one: &Retired| readers.blocker(one.removed, one.reach) == Some(ghost);
         let (held, free): (Vec<_>, Vec<_>) = ward.retired.into_iter().partition(stays);
+        for one in &free {
+            ward.held.subtract(one.what);
+            self.counts.let_go(ward.account, one.what);
+        }
         if !held.is_empty() {
-            ward.held = Quarantined::default();
-            held.iter().for_each(|one| ward.held.add(one.what));
             ward.retired = held;
             self.quarantine.insert(ghost, ward);
-        }
-        for retired in &free {
-            if let Some(place) = self.place_of(*retired) {
-                place.blocked_by = None;
-            }
         }
         free
     }
@@ -150,8 +180,14 @@ impl Limbo {
         place.expect("a place is here until it is free").range
     }
 
+    /// The use of a memory has come to its end.
+    pub(super) fn use_ended(&mut self) {
+        self.counts.uses -= 1;
+    }
+
     pub(super) fn begin_sweep(&mut self, removed: u64) {
         *self.sweeping.entry(removed).or_default() += 1;
+        self.counts.sweeping += 1;
     }
 
     pub(super) fn end_sweep(&mut self, removed: u64) {
@@ -160,12 +196,14 @@ impl Limbo {
         if *count == 0 {
             self.sweeping.remove(&removed);
         }
+        self.counts.sweeping -= 1;
     }
 
     /// Granules of one mapping have left.
-    pub(super) fn granules_left(&mut self, bytes: u64) {
-        self.granules -= 1;
-        self.bytes -= bytes;
+    pub(super) fn granules_left(&mut self, kind: ApertureKind, bytes: u64) {
+        let count = self.counts.granules.get_mut(&kind);
+        *count.expect("they were here") -= 1;
+        self.counts.bytes -= bytes;
     }
 
     /// Is something of that generation, or an older one, being zeroed?
@@ -175,8 +213,8 @@ impl Limbo {
 
     /// Does an acknowledgment free granules?
     pub(super) fn awaits_granules(&self) -> bool {
-        let is_granules = |one: &Retired| matches!(one.what, What::Granules { .. });
-        !self.sweeping.is_empty() || self.waiting.iter().any(is_granules)
+        let granules: usize = self.counts.granules.values().sum();
+        granules > self.counts.quarantined_granules
     }
 
     /// Ghosts that hold back something of that generation.
@@ -205,26 +243,28 @@ impl Limbo {
         !self.places.is_empty()
     }
 
-    /// Bytes of apertures in here.
-    pub(super) fn waiting_bytes(&self) -> u64 {
-        self.bytes
+    /// What is kept here because of direct mappings that were removed.
+    pub(super) fn direct_records(&self) -> usize {
+        self.places.len() + self.counts.uses
     }
 
-    /// Mappings in apertures whose granules are in here.
-    pub(super) fn granules(&self) -> usize {
-        self.granules
+    /// Bytes of apertures in here.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        self.counts.bytes
+    }
+
+    /// Mappings in an aperture whose granules are in here.
+    pub(super) fn granules(&self, kind: ApertureKind) -> usize {
+        self.counts.granules.get(&kind).copied().unwrap_or(0)
     }
 
     /// Mappings that wait for attached sessions, or are being zeroed.
     pub(super) fn invalidating(&self) -> usize {
-        let is_mapping =
-            |one: &&Retired| matches!(one.what, What::Granules { .. } | What::Place(_));
-        self.waiting.iter().filter(is_mapping).count() + self.sweeping.values().sum::<usize>()
+        self.counts.waiting + self.counts.sweeping
     }
 
     pub(super) fn quarantined(&self) -> Quarantined {
-        let wards = self.quarantine.values().map(|ward| ward.held);
-        wards.fold(Quarantined::default(), Quarantined::and)
+        self.counts.quarantined
     }
 
     pub(super) fn quarantined_by(&self, ghost: SessionId) -> Quarantined {
@@ -234,16 +274,12 @@ impl Limbo {
 
     /// Mappings that are held back because of sessions of one account.
     pub(super) fn charged_to(&self, account: Account) -> usize {
-        let wards = self.quarantine.values();
-        let charged = wards.filter(|ward| ward.account == account);
-        charged.map(|ward| ward.held.mappings).sum()
+        self.counts.charged.get(&account).copied().unwrap_or(0)
     }
 
     /// Mappings in apertures that are held back.
     pub(super) fn quarantined_granules(&self) -> usize {
-        let retired = self.quarantine.values().flat_map(|ward| &ward.retired);
-        let is_granules = |one: &&Retired| matches!(one.what, What::Granules { .. });
-        retired.filter(is_granules).count()
+        self.counts.quarantined_granules
     }
 
     fn place_of(&mut self, retired: Retired) -> Option<&mut Place> {
@@ -255,26 +291,100 @@ impl Limbo {
 
     /// Keys of the records whose granules are in here and not being zeroed.
     pub(super) fn keys(&self) -> impl Iterator<Item = Iova> {
-        let quarantine = self.quarantine.values().flat_map(|ward| &ward.retired);
         let key = |one: &Retired| match one.what {
             What::Granules { at, .. } => Some(at),
             _ => None,
         };
-        self.waiting.iter().chain(quarantine).filter_map(key)
+        self.records().filter_map(key)
+    }
+
+    /// All that waits or is held back.
+    fn records(&self) -> impl Iterator<Item = &Retired> {
+        let quarantine = self.quarantine.values().flat_map(|ward| &ward.retired);
+        self.waiting.iter().chain(quarantine)
     }
 
     pub(super) fn check_invariants(&self) {
         let waiting = self.waiting.iter().map(|one| one.removed);
         assert!(waiting.is_sorted(), "the oldest waits first");
-        let quarantine = self.quarantine.values().flat_map(|ward| &ward.retired);
-        let places = self.waiting.iter().chain(quarantine);
+        let places = self.records();
         let places = places.filter(|one| matches!(one.what, What::Place(_)));
         assert_eq!(places.count(), self.places.len(), "every place waits once");
+        self.check_counts();
         let mut last: Option<Iova> = None;
         for place in self.places.values() {
             let is_apart = last.is_none_or(|last| last < place.range.start());
             assert!(is_apart, "{:?} is one place", place.range);
             last = Some(place.range.last());
+        }
+    }
+
+    /// Counts once more. How many granules there are only their records tell.
+    fn check_counts(&self) {
+        let mut counts = Counts {
+            granules: self.counts.granules.clone(),
+            bytes: self.counts.bytes,
+            waiting: self.waiting.iter().map(|one| one.what.mappings()).sum(),
+            sweeping: self.sweeping.values().sum(),
+            uses: self.records().filter(|one| one.what.is_use()).count(),
+            ..Counts::default()
+        };
+        for ward in self.quarantine.values() {
+            let mut held = Quarantined::default();
+            for one in &ward.retired {
+                held.add(one.what);
+                counts.hold_back(ward.account, one.what);
+            }
+            assert_eq!(held, ward.held, "what a ghost holds back is counted");
+        }
+        assert_eq!(counts, self.counts, "what is in here is counted");
+    }
+}
+
+impl What {
+    /// As how many mappings it counts.
+    fn mappings(self) -> usize {
+        match self {
+            What::Granules { .. } | What::Place(_) => 1,
+            What::Slot(_) | What::Use => 0,
+        }
+    }
+
+    /// Bytes of an aperture.
+    fn bytes(self) -> u64 {
+        match self {
+            What::Granules { bytes, .. } => bytes,
+            _ => 0,
+        }
+    }
+
+    fn is_granules(self) -> bool {
+        matches!(self, What::Granules { .. })
+    }
+
+    fn is_use(self) -> bool {
+        matches!(self, What::Use)
+    }
+}
+
+impl Counts {
+    fn hold_back(&mut self, account: Account, what: What) {
+        self.quarantined.add(what);
+        self.quarantined_granules += usize::from(what.is_granules());
+        if what.mappings() > 0 {
+            *self.charged.entry(account).or_default() += what.mappings();
+        }
+    }
+
+    fn let_go(&mut self, account: Account, what: What) {
+        self.quarantined.subtract(what);
+        self.quarantined_granules -= usize::from(what.is_granules());
+        if let Some(charged) = self.charged.get_mut(&account) {
+            *charged -= what.mappings();
+            // Nobody is remembered for what is gone.
+            if *charged == 0 {
+                self.charged.remove(&account);
+            }
         }
     }
 }
@@ -307,7 +417,7 @@ impl Place {
         let bytes = self.range.len_bytes();
         let offset = bytes.and_then(|bytes| self.offset.checked_add(bytes));
         let same = self.memory == next.memory && self.perm == next.perm;
-        follows && same && offset == Some(next.offset)
+        follows && same && self.since == next.since && offset == Some(next.offset)
     }
 
     pub(super) fn extend_to(&mut self, last: Iova) {
@@ -353,20 +463,12 @@ impl Place {
 
 impl Quarantined {
     fn add(&mut self, what: What) {
-        match what {
-            What::Granules { bytes, .. } => {
-                self.mappings += 1;
-                self.bytes += bytes;
-            }
-            What::Place(_) => self.mappings += 1,
-            What::Slot(_) | What::Use => {}
-        }
+        self.mappings += what.mappings();
+        self.bytes += what.bytes();
     }
 
-    fn and(self, other: Quarantined) -> Quarantined {
-        Quarantined {
-            mappings: self.mappings + other.mappings,
-            bytes: self.bytes + other.bytes,
-        }
+    fn subtract(&mut self, what: What) {
+        self.mappings -= what.mappings();
+        self.bytes -= what.bytes();
     }
 }

@@ -10,6 +10,7 @@
 mod direct;
 mod limbo;
 mod log;
+mod made;
 mod readers;
 mod state;
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub use self::direct::{Behind, ResetError, Translated, TranslationError};
 use self::limbo::Limbo;
 use self::log::ChangeLog;
 pub use self::log::{Change, Listener, Lost};
+use self::made::Made;
 use self::readers::Readers;
 use self::state::{DrainJob, State, Sweep};
 use self::transit::{Draining, Reservation, Syncing};
@@ -241,6 +243,7 @@ impl Domain {
                 next_memory: 1,
                 readers: Readers::default(),
                 limbo: Limbo::default(),
+                made: Made::default(),
                 hidden: 0,
                 log: None,
                 listener: None,
@@ -840,25 +843,14 @@ impl Domain {
     #[must_use]
     pub fn standings(&self) -> Vec<Standing> {
         let state = self.look();
-        let standing = |(session, fenced, acked, asked)| Standing {
-            session,
-            fenced,
-            acked,
-            asked,
-            quarantined: state.limbo.quarantined_by(session),
-        };
-        let mut standings: Vec<_> = state.readers.all().map(standing).collect();
-        standings.sort_by_key(|standing| standing.session);
-        standings
+        let standings = state.readers.all();
+        standings.filter_map(|one| state.standing(one)).collect()
     }
 
     /// How one session stands; `None` if it is not known.
     #[must_use]
     pub fn standing(&self, session: SessionId) -> Option<Standing> {
-        let standings = self.standings();
-        standings
-            .into_iter()
-            .find(|standing| standing.session == session)
+        self.look().standing(session)
     }
 
     /// A reader of the page table, for any thread of this process. What it finds

@@ -53,9 +53,6 @@ struct Ghost {
     view: View,
     /// What was made later is out of its reach.
     until: u64,
-    /// Memories that it has opened, and when for the first time since nothing led
-    /// there: what did later was made later.
-    parted: BTreeMap<MemoryId, u64>,
 }
 
 /// What of a removed thing tells who could reach it.
@@ -63,8 +60,9 @@ struct Ghost {
 pub(super) enum Reach {
     /// Memory of an aperture, visible since this generation.
     Aperture { since: u64 },
-    /// Registered memory, for whoever was given its file.
-    Memory(MemoryId),
+    /// Registered memory, for whoever was given its file, through a mapping that
+    /// is visible since this generation.
+    Memory { memory: MemoryId, since: u64 },
     /// Only a name: nothing is reached by it alone.
     Nothing,
 }
@@ -102,7 +100,6 @@ impl Readers {
             let ghost = Ghost {
                 view,
                 until: generation,
-                parted: BTreeMap::new(),
             };
             self.ghosts.insert(session, ghost);
         }
@@ -116,7 +113,7 @@ impl Readers {
             attending.ask(generation, closed, actor == Some(*session));
         }
         for ghost in self.ghosts.values_mut() {
-            ghost.close(generation, closed);
+            ghost.view.close(generation, closed);
         }
     }
 
@@ -164,7 +161,9 @@ impl Readers {
             ghost.view.acked < removed
                 && match reach {
                     Reach::Aperture { since } => since <= ghost.until,
-                    Reach::Memory(memory) => ghost.could_reach(memory, removed),
+                    Reach::Memory { memory, since } => {
+                        since <= ghost.until && ghost.view.opened.contains_key(&memory)
+                    }
                     Reach::Nothing => false,
                 }
         };
@@ -172,6 +171,13 @@ impl Readers {
         ghosts
             .find(|(_, ghost)| could(ghost))
             .map(|(session, _)| *session)
+    }
+
+    /// When the oldest ghost was fenced that has opened memory.
+    pub(super) fn oldest_fence(&self) -> Option<u64> {
+        let ghosts = self.ghosts.values();
+        let knowing = ghosts.filter(|ghost| !ghost.view.opened.is_empty());
+        knowing.map(|ghost| ghost.until).min()
     }
 
     /// A session is given the file of a memory.
@@ -217,14 +223,16 @@ impl Readers {
         self.view(session).map(|view| view.account)
     }
 
-    /// Everybody: session, whether it is a ghost, acknowledged, asked.
-    pub(super) fn all(&self) -> impl Iterator<Item = (SessionId, bool, u64, u64)> {
-        let row =
-            |session: &SessionId, fenced, view: &View| (*session, fenced, view.acked, view.asked);
-        let attached = self.attached.iter();
-        let attached = attached.map(move |(session, there)| row(session, false, &there.view));
-        let ghosts = self.ghosts.iter();
-        attached.chain(ghosts.map(move |(session, ghost)| row(session, true, &ghost.view)))
+    /// Everybody, by number: attached or ghost.
+    pub(super) fn all(&self) -> impl Iterator<Item = SessionId> {
+        let mut all: Vec<_> = self.attached.keys().chain(self.ghosts.keys()).collect();
+        all.sort_unstable();
+        all.into_iter().copied()
+    }
+
+    /// What a session, attached or not, has acknowledged, and what it was asked for.
+    pub(super) fn acked_and_asked(&self, session: SessionId) -> Option<(u64, u64)> {
+        self.view(session).map(|view| (view.acked, view.asked))
     }
 
     fn view(&self, session: SessionId) -> Option<&View> {
@@ -233,9 +241,11 @@ impl Readers {
     }
 
     pub(super) fn check_invariants(&self, current: u64) {
-        for (session, _, acked, asked) in self.all() {
+        let attached = self.attached.iter().map(|(id, there)| (id, &there.view));
+        let ghosts = self.ghosts.iter().map(|(id, ghost)| (id, &ghost.view));
+        for (session, view) in attached.chain(ghosts) {
             assert!(
-                acked <= current && asked <= current,
+                view.acked <= current && view.asked <= current,
                 "session {session} is asked for what has been"
             );
         }
@@ -268,23 +278,6 @@ impl Attending {
         }
         self.view.asked = generation;
         reader.ask(generation);
-    }
-}
-
-impl Ghost {
-    /// Could it find its way to this memory by what was removed then?
-    fn could_reach(&self, memory: MemoryId, removed: u64) -> bool {
-        let parted = self.parted.get(&memory);
-        self.view.opened.contains_key(&memory) && parted.is_none_or(|parted| removed <= *parted)
-    }
-
-    fn close(&mut self, generation: u64, closed: &[MemoryId]) {
-        self.view.close(generation, closed);
-        for memory in closed {
-            if self.view.opened.contains_key(memory) {
-                self.parted.entry(*memory).or_insert(generation);
-            }
-        }
     }
 }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use super::limbo::{Limbo, Retired, What};
 use super::log::{Change, ChangeLog, Listener};
+use super::made::Made;
 use super::readers::{Reach, Readers};
-use super::{Occupancy, Scrub, Usage};
+use super::{Occupancy, Scrub, Standing, Usage};
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::{AllocError, AllocRequest, IovaAllocator};
 use crate::coherent::{AllocCoherentError, CoherentSpec};
@@ -53,6 +54,8 @@ pub(super) struct State {
     pub(super) readers: Readers,
     /// What is removed and not acknowledged.
     pub(super) limbo: Limbo,
+    /// Since when direct mappings are visible, where a ghost makes that matter.
+    pub(super) made: Made,
     /// Mappings that are hidden while bytes are being copied: nobody was asked
     /// to acknowledge that yet.
     pub(super) hidden: usize,
@@ -582,6 +585,17 @@ impl State {
         }
     }
 
+    pub(super) fn standing(&self, session: SessionId) -> Option<Standing> {
+        let (acked, asked) = self.readers.acked_and_asked(session)?;
+        Some(Standing {
+            session,
+            fenced: self.readers.is_ghost(session),
+            acked,
+            asked,
+            quarantined: self.limbo.quarantined_by(session),
+        })
+    }
+
     /// Releases all that a session held. What is left of clients is for the
     /// caller to drop, without the lock.
     pub(super) fn end_session(
@@ -703,6 +717,7 @@ impl State {
             removed,
             what: What::Granules {
                 at,
+                kind: held.aperture(),
                 bytes: held.granules.len_bytes().unwrap_or(u64::MAX),
             },
             reach: Reach::Aperture {
@@ -758,6 +773,9 @@ impl State {
 
     /// A ghost has acknowledged something, or is gone.
     pub(super) fn reconsider(&mut self, ghost: SessionId) -> Vec<Sweep> {
+        if self.readers.oldest_fence().is_none() {
+            self.made.forget();
+        }
         let mut freed = Freed::default();
         for retired in self.limbo.reconsider(ghost, &self.readers) {
             self.let_go(retired, &mut freed);
@@ -800,7 +818,7 @@ impl State {
             What::Granules { at, .. } => self.release_retired(at),
             What::Place(at) => freed.places.push(self.limbo.take_place(at)),
             What::Slot(region) => *self.slot_mut(region) = Slot::Free,
-            What::Use => {}
+            What::Use => self.limbo.use_ended(),
         }
     }
 
@@ -813,8 +831,9 @@ impl State {
     }
 
     fn release_retired(&mut self, at: Iova) {
-        let bytes = self.held[&at].granules.len_bytes();
-        self.limbo.granules_left(bytes.unwrap_or(u64::MAX));
+        let (kind, granules) = (self.held[&at].aperture(), self.held[&at].granules);
+        let bytes = granules.len_bytes().unwrap_or(u64::MAX);
+        self.limbo.granules_left(kind, bytes);
         // It keeps nothing of a client any more, and may be dropped here.
         drop(self.release(at));
     }
@@ -838,13 +857,10 @@ impl State {
     }
 
     pub(super) fn usage(&self) -> Usage {
-        let in_use = |kind| {
-            let held = self.held.values().filter(|held| held.aperture() == kind);
-            held.filter(|held| !held.is_retired()).count()
-        };
-        let live = |kind, iovas: &Option<IovaAllocator>| match self.limbo.granules() {
-            0 => iovas.as_ref().map_or(0, IovaAllocator::live_count),
-            _ => in_use(kind),
+        // What has ended keeps its iovas until nobody can still use it.
+        let live = |kind, iovas: &Option<IovaAllocator>| {
+            let taken = iovas.as_ref().map_or(0, IovaAllocator::live_count);
+            taken - self.limbo.granules(kind)
         };
         let occupancy = |iovas: &Option<IovaAllocator>| {
             iovas
@@ -906,6 +922,7 @@ impl State {
             "visible is exactly what is live"
         );
         self.check_direct();
+        self.check_made();
         for (at, held) in &self.held {
             assert_eq!(
                 *at,
@@ -961,18 +978,37 @@ impl State {
         let held = self.held.values();
         let hidden = held.filter(|held| held.phase == Phase::Draining);
         assert_eq!(hidden.count(), self.hidden, "what is hidden is counted");
-        let retired = self.held.iter().filter(|(_, held)| held.is_retired());
-        assert_eq!(
-            retired.count(),
-            self.limbo.granules(),
-            "what has ended waits"
-        );
+        let retired = || self.held.values().filter(|held| held.is_retired());
+        for kind in [ApertureKind::Bounce, ApertureKind::Coherent] {
+            let there = retired().filter(|held| held.aperture() == kind);
+            let waits = self.limbo.granules(kind);
+            assert_eq!(there.count(), waits, "what has ended waits");
+        }
+        let bytes = retired().filter_map(|held| held.granules.len_bytes());
+        let waits = self.limbo.waiting_bytes();
+        assert_eq!(bytes.sum::<u64>(), waits, "all of what has ended waits");
         for at in self.limbo.keys() {
             assert!(self.held[&at].is_retired(), "{at:?} waits and has ended");
         }
         for place in self.limbo.places(Iova::new(0)) {
             let hit = self.iotlb.lookup(place.range);
             assert_eq!(hit, None, "{:?} is not used again", place.range);
+        }
+    }
+
+    fn check_made(&self) {
+        let is_needed = self.readers.oldest_fence().is_some();
+        assert!(
+            is_needed || self.made.iter().next().is_none(),
+            "no ghost asks"
+        );
+        for (start, since) in self.made.iter() {
+            let mut entries = self.iotlb.direct_range(start);
+            let is_there = entries
+                .next()
+                .is_some_and(|entry| entry.range.start() == start);
+            assert!(is_there, "{start:?} is mapped");
+            assert!(since <= self.direct_generation, "{start:?} was made");
         }
     }
 

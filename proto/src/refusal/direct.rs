@@ -162,6 +162,15 @@ impl From<SetMapError> for Refusal {
                     .with("limit", limit)
                     .with("asked", asked)
             }
+            SetMapError::TooManyWaiting {
+                asked,
+                waiting,
+                limit,
+            } => Refusal::of(Code::ResourceExhausted, ErrorReason::QuotaExceeded, &error)
+                .with("quota", quota_name(Quota::Direct))
+                .with("limit", limit)
+                .with("asked", asked)
+                .with("waiting", waiting),
             SetMapError::Entry { index, error } => BatchError { index, error }.into(),
             SetMapError::NotYours { range } => {
                 Refusal::of(Code::PermissionDenied, ErrorReason::NotYours, &error)

@@ -238,7 +238,8 @@ impl Model {
             return Err(RangeError::Overflow { start, len_bytes }.into());
         }
         self.check_source(actor, spec.memory, spec.offset, len_bytes.into(), spec.perm)?;
-        Self::room(Quota::Direct, self.quotas.direct, self.entries().len())?;
+        let used = self.entries().len() + self.direct_records();
+        Self::room(Quota::Direct, self.quotas.direct, used)?;
         let range = match spec.placement {
             Placement::Anywhere { align_bytes, limit } => {
                 self.automatic(len_bytes, align_bytes, limit)?
@@ -437,8 +438,9 @@ impl Model {
             .iter()
             .map(|entry| self.waits_in(entry.range))
             .collect();
+        let waiting = self.direct_records();
         let answer = self.domain.set_map(actor, &table, expected);
-        if let Err(error) = self.may_set(actor, &table, expected) {
+        if let Err(error) = self.may_set(actor, &table, expected, waiting) {
             assert_eq!(answer, Err(error), "{table:?}");
             return;
         }
@@ -506,11 +508,22 @@ impl Model {
                 continue;
             }
             gone.push(Gone::of(What::Use(page.memory), page.made));
-            if !table.iter().any(|entry| entry.range.overlaps(page_of(at))) {
-                gone.push(Gone::of(What::Direct(at, page.memory), page.made));
+            let new = table.iter().find(|e| e.range.overlaps(page_of(at)));
+            match new {
+                None => gone.push(Gone::of(What::Direct(at, page.memory), page.made)),
+                // What serves an old translation is as old as that, all of it.
+                Some(new) if new.memory == page.memory => self.inherit(new.range, page.made),
+                Some(_) => {}
             }
         }
         gone
+    }
+
+    fn inherit(&mut self, range: IovaRange, made: u64) {
+        for page in pages_in(range) {
+            let kept = self.kept.entry(page).or_insert(made);
+            *kept = made.min(*kept);
+        }
     }
 
     /// Everything but what the entries say of each other and of their places.
@@ -519,6 +532,7 @@ impl Model {
         actor: Actor,
         table: &[DirectMapping],
         expected: Option<u64>,
+        waiting: usize,
     ) -> Result<(), SetMapError> {
         self.may_act(actor)?;
         let current = self.direct_generation;
@@ -530,6 +544,13 @@ impl Model {
         let (asked, limit) = (table.len(), self.quotas.direct);
         if asked > limit as usize {
             return Err(SetMapError::TooMany { asked, limit });
+        }
+        if asked > 0 && asked + waiting > limit as usize {
+            return Err(SetMapError::TooManyWaiting {
+                asked,
+                waiting,
+                limit,
+            });
         }
         for entry in self.direct_table() {
             if !self.is_in_reach(actor, entry.memory) {

@@ -11,7 +11,7 @@ use std::io;
 
 use proptest::prelude::*;
 
-use self::ops::{EndWish, Kind, MapWish, Op, SyncWish, Twist, kinds, ops};
+use self::ops::{EndWish, Kind, MapWish, Op, SyncWish, Twist, haunting_ops, kinds, ops};
 use self::readers::{Gone, ModelReader, What};
 use super::readers::Fake;
 use super::*;
@@ -102,7 +102,8 @@ struct Model {
     readers: BTreeMap<SessionId, ModelReader>,
     /// What was removed and somebody may still use.
     gone: Vec<Gone>,
-    /// When pages were made that a new table shows as the old one did.
+    /// When pages were made that a new table shows as the old one did, or that
+    /// belong to an entry where the old one led to the same memory.
     kept: BTreeMap<u64, u64>,
     /// Of the direct table, in the operation that is under way.
     direct_gone: Vec<Gone>,
@@ -1063,6 +1064,14 @@ proptest! {
         ops in prop::collection::vec(ops(), 1..80),
     ) {
         run(Model::new(base, ScrubWith::Poison), drivers, &ops);
+    }
+
+    #[test]
+    fn a_domain_with_ghosts_holds_back_what_the_model_says_and_nothing_else(
+        base in prop_oneof![Just(0), Just(5)],
+        ops in prop::collection::vec(haunting_ops(), 1..80),
+    ) {
+        run(Model::new(base, ScrubWith::Zero), [Kind::Nothing; 2], &ops);
     }
 }
 

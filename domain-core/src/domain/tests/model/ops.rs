@@ -390,3 +390,44 @@ pub(super) fn ops() -> impl Strategy<Value = Op> {
         16 => direct_ops(),
     ]
 }
+
+/// Few pages, two memories, and devices that come, open them, and are fenced: what
+/// a ghost can reach is decided here.
+pub(super) fn haunting_ops() -> impl Strategy<Value = Op> {
+    use prop::collection::vec;
+    // Above the apertures, wherever they begin.
+    let some_pages = || (24_u64..32, 0_u64..3).prop_map(|(page, more)| pages(page, page + more));
+    let offsets = || prop_oneof![4 => Just(0), 1 => (0_u64..2).prop_map(|page| page * P)];
+    let wishes =
+        (0_usize..2, offsets(), 1_u64..=2, 24_u64..32).prop_map(|(memory, offset, count, page)| {
+            DirectWish {
+                memory,
+                offset,
+                len_bytes: count * P,
+                perm: Perm::ReadWrite,
+                place: PlaceWish::At(page * P),
+            }
+        });
+    let entries =
+        (some_pages(), 0_usize..2, offsets()).prop_map(|(range, memory, offset)| EntryWish {
+            range,
+            memory,
+            offset,
+            perm: Perm::ReadWrite,
+        });
+    let kinds = prop_oneof![Just(Kind::Pins), Just(Kind::Frames)];
+    let acks = prop_oneof![3 => Just(AckWish::Now), 1 => (0_u64..4).prop_map(AckWish::Back)];
+    prop_oneof![
+        4 => (3_u64..=5, kinds).prop_map(|(who, kind)| Op::Join(who, Role::Device, kind)),
+        8 => (3_u64..=5, 0_usize..2).prop_map(|(who, which)| Op::Open(who, which)),
+        3 => (3_u64..=5).prop_map(Op::Fence),
+        1 => (3_u64..=5).prop_map(Op::Leave),
+        4 => (3_u64..=5, acks).prop_map(|(who, wish)| Op::Ack(who, wish)),
+        8 => vec(wishes, 1..3)
+            .prop_map(|wishes| Op::MapDirect(0, BatchMode::AllOrNothing, wishes)),
+        4 => vec(some_pages(), 1..3).prop_map(|ranges| Op::ClearMap(0, ranges)),
+        8 => vec(entries, 0..3)
+            .prop_map(|table| Op::SetMap(0, Some(table), Expect::Anything)),
+        1 => (6_u32..24).prop_map(|quota| Op::Update(quota, Scrub::OnMap, vec![], vec![])),
+    ]
+}

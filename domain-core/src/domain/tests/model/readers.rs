@@ -20,8 +20,6 @@ pub(super) struct ModelReader {
     opened: BTreeMap<MemoryId, Option<u64>>,
     /// When it was fenced, in operations.
     fenced: Option<u64>,
-    /// When nothing led to a memory for the first time since, in operations.
-    parted: BTreeMap<MemoryId, u64>,
 }
 
 /// Something that was removed, and is not free.
@@ -76,7 +74,6 @@ impl ModelReader {
             asked: generation,
             opened: BTreeMap::new(),
             fenced: None,
-            parted: BTreeMap::new(),
         }
     }
 
@@ -89,9 +86,7 @@ impl ModelReader {
             && match &gone.what {
                 What::Aperture(..) => gone.made < fenced,
                 What::Direct(_, memory) | What::Use(memory) => {
-                    let parted = self.parted.get(memory);
-                    self.opened.contains_key(memory)
-                        && parted.is_none_or(|parted| gone.made < *parted)
+                    gone.made < fenced && self.opened.contains_key(memory)
                 }
                 What::Number => false,
             }
@@ -186,7 +181,6 @@ impl Model {
                 for memory in closed {
                     if let Some(open) = reader.opened.get_mut(memory) {
                         open.get_or_insert(generation);
-                        reader.parted.entry(*memory).or_insert(self.clock);
                     }
                 }
                 continue;
@@ -252,6 +246,17 @@ impl Model {
                 *scrub = true;
             }
         }
+    }
+
+    /// What counts against the quota of direct mappings beside those there are:
+    /// each place, and each memory that a new table led away from.
+    pub(super) fn direct_records(&self) -> usize {
+        let places = self.limbo_views(Some(MappingKind::Direct)).len();
+        let uses = self.gone.iter().filter_map(|one| match one.what {
+            What::Use(memory) => Some((one.removed, memory)),
+            _ => None,
+        });
+        places + uses.collect::<BTreeSet<_>>().len()
     }
 
     fn is_quarantined(&self, gone: &Gone) -> bool {

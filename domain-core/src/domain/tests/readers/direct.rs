@@ -139,6 +139,33 @@ fn memory_that_was_opened_once_more_is_held_back() {
     assert_eq!(domain.progress(again), quarantined(&[FIRST]));
 }
 
+/// The acknowledgment that it was first closed for says that the file is closed;
+/// that it was closed once more meanwhile, without being opened again, does not
+/// open it.
+#[test]
+fn memory_that_is_closed_twice_is_closed_by_the_first_acknowledgment() {
+    let domain = served();
+    let fake = join_by_frames(&domain, FIRST);
+    let buffer = Buffer::register(&domain, DRIVER, 1);
+    let place = direct(&domain, buffer.at(64 * P, 1));
+    open(&domain, FIRST, &buffer);
+    let first = unmap_direct(&domain, &[place]);
+    let other = direct(&domain, buffer.at(66 * P, 1));
+    let second = unmap_direct(&domain, &[other]);
+    assert_eq!(fake.asked(), [first.generation, second.generation]);
+    let owed = domain.owed(FIRST).unwrap();
+    assert_eq!(owed.closed, [region_of(&domain, buffer.id)]);
+
+    ack(&domain, FIRST, first.generation);
+
+    assert!(!domain.has_opened(FIRST));
+    let owed = domain.owed(FIRST).unwrap();
+    assert_eq!((owed.generation, owed.closed), (second.generation, vec![]));
+    // So its end leaves nothing of that memory behind.
+    fence(&domain, FIRST);
+    assert_eq!(domain.progress(second), Progress::Done);
+}
+
 /// It has the file, but it does not know of a mapping that was made later, and
 /// it knows no other: nothing led to the memory in between.
 #[test]

@@ -4,8 +4,11 @@ mod acks;
 mod asks;
 mod direct;
 mod fences;
+mod ghosts;
+mod nodes;
 mod quotas;
 mod set_map;
+mod storm;
 mod windows;
 
 use std::sync::{Arc, Mutex};

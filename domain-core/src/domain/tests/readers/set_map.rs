@@ -90,6 +90,43 @@ fn places_that_the_new_table_does_not_use_wait() {
     }
 }
 
+/// What waits says where in the memory its bytes are, which is not where the entry
+/// began that it is left of.
+#[test]
+fn what_is_left_of_an_entry_leads_where_it_led() {
+    for (kept, left, offsets) in [
+        (pages(64, 65), vec![pages(66, 67)], vec![2]),
+        (pages(66, 67), vec![pages(64, 65)], vec![0]),
+        (
+            pages(65, 65),
+            vec![pages(64, 64), pages(66, 67)],
+            vec![0, 2],
+        ),
+    ] {
+        let (domain, one, other) = fixture();
+        let offset = 3 * P;
+        let whole = DirectMapping {
+            offset,
+            ..one.entry(pages(64, 67))
+        };
+        set(&domain, &[whole]).unwrap();
+        ack_all(&domain, FIRST);
+
+        set(&domain, &[other.entry(kept)]).unwrap();
+
+        let waits: Vec<_> = views(&domain)
+            .into_iter()
+            .filter(|view| view.phase != Phase::Live)
+            .collect();
+        assert!(waits.iter().map(|view| view.visible).eq(left));
+        for (view, skipped) in waits.iter().zip(offsets) {
+            let source = view.source().unwrap();
+            assert_eq!(source.memory, one.id);
+            assert_eq!(source.offset, offset + skipped * P, "{view:?}");
+        }
+    }
+}
+
 fn direct_ranges_live(domain: &Domain) -> Vec<IovaRange> {
     let live = views(domain).into_iter();
     let live = live.filter(|view| view.phase == Phase::Live);
@@ -127,8 +164,11 @@ fn the_use_of_memory_that_a_ghost_has_not_opened_is_over() {
     let removal = set(&domain, &table).unwrap();
 
     assert_eq!(domain.progress(removal), Progress::Done);
+    // Nor has it seen the other one there.
     let table = [one.entry(pages(64, 67)), other.entry(pages(70, 70))];
     let removal = set(&domain, &table).unwrap();
+    assert_eq!(domain.progress(removal), Progress::Done);
+    let removal = set(&domain, &table[..1]).unwrap();
     assert_eq!(domain.progress(removal), quarantined(&[FIRST]));
 }
 

@@ -1,5 +1,7 @@
 //! What happens to readers between the steps of a request that copies.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::batch::settle;
 use crate::domain::transit::{Draining, Reservation};
@@ -136,4 +138,59 @@ fn what_a_fenced_driver_was_copying_back_waits_when_the_copy_is_over() {
     leave(&domain, OTHER);
     assert_eq!(seen(&domain, visible(mapped)), [0; PAGE]);
     assert_all_is_free(&domain);
+}
+
+/// Others change the domain while it ends one mapping after the other; the young
+/// ones, which are zeroed, give them time to.
+#[test]
+fn what_a_reset_ends_is_one_removal_however_much_it_is() {
+    // Whether the other one gets its turn in between is chance.
+    for _ in 0..6 {
+        reset_beside_another_driver();
+    }
+}
+
+fn reset_beside_another_driver() {
+    const YOUNG: u64 = 300;
+    let domain = empty_domain(8 * YOUNG + 2, 2, Scrub::OnMap);
+    for driver in [DRIVER, OTHER] {
+        domain.join(driver, Role::Driver).unwrap();
+    }
+    let buffer = Buffer::register(&domain, DRIVER, 8 * YOUNG);
+    // Above all others.
+    let below = stream(&domain, &buffer, 8 * YOUNG);
+    let old = stream(&domain, &buffer, 1);
+    end(&domain, below);
+    join_by_frames(&domain, FIRST);
+    fence(&domain, FIRST);
+    for _ in 0..YOUNG {
+        let spec = buffer.spec(0, 8 * P, Direction::ToDevice);
+        map(&domain, DRIVER, spec).unwrap();
+    }
+
+    let is_over = AtomicBool::new(false);
+    let reset = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let made = domain.alloc_coherent(OTHER, &CoherentSpec::of(P)).unwrap();
+                domain.free_coherent(OTHER, made.iova(), made.id).unwrap();
+            }
+        });
+        let before = generation(&domain);
+        while generation(&domain) == before {
+            std::thread::yield_now();
+        }
+        let reset = domain.reset_bounce(AS_DRIVER, true);
+        is_over.store(true, Ordering::Relaxed);
+        reset
+    });
+    let (ended, removal) = reset.unwrap();
+    assert_eq!(ended as u64, YOUNG + 1);
+
+    assert_eq!(domain.progress(removal), quarantined(&[FIRST]));
+    let held = (visible(old), Phase::Quarantined, Some(FIRST));
+    assert_eq!(limbo(&domain), [held]);
+    ack(&domain, FIRST, removal.generation);
+    assert_eq!(limbo(&domain), []);
+    assert_eq!(domain.progress(removal), Progress::Done);
 }
