@@ -7,44 +7,40 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
-import grpc
 from domaind.v1 import admin_pb2 as admin
 from domaind.v1 import admin_pb2_grpc as admin_grpc
 from domaind.v1 import domain_pb2 as domain
-from domaind.v1 import domain_pb2_grpc as domain_grpc
+from domaind.v1 import fdsocket_pb2 as fd
 from domaind.v1 import mapping_pb2 as mapping
-from domaind.v1 import mapping_pb2_grpc as mapping_grpc
-from domaind.v1 import session_pb2_grpc as session_grpc
 from domaind.v1 import types_pb2 as types
 
-from harness import Refused, call, channel, refusal
-from session import Session
+from domaind_client import session
+from domaind_client.api import Api, call, channel, wire_range
+from domaind_client.errors import Code, Refused
+from harness import refusal
 
-PUBLIC, ADMIN = "public/api.sock", "admin/admin.sock"
+ADMIN = "admin/admin.sock"
 KIB, MIB, TIB = 1 << 10, 1 << 20, 1 << 40
 GRANULE = 4 * KIB
 
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
-RANGE = grpc.StatusCode.OUT_OF_RANGE
-EXISTS = grpc.StatusCode.ALREADY_EXISTS
-MISSING = grpc.StatusCode.NOT_FOUND
-EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
-DENIED = grpc.StatusCode.PERMISSION_DENIED
-STATE = grpc.StatusCode.FAILED_PRECONDITION
-STALE = grpc.StatusCode.ABORTED
+INVALID = Code.INVALID_ARGUMENT
+RANGE = Code.OUT_OF_RANGE
+EXISTS = Code.ALREADY_EXISTS
+MISSING = Code.NOT_FOUND
+EXHAUSTED = Code.RESOURCE_EXHAUSTED
+DENIED = Code.PERMISSION_DENIED
+STATE = Code.FAILED_PRECONDITION
+STALE = Code.ABORTED
 
 
-class Daemon:
+class Daemon(Api):
     """The stubs of one daemon, and what was learnt of its reasons."""
 
     def __init__(self, runtime_dir, pid):
+        super().__init__(runtime_dir)
         self.dir = runtime_dir
         self.pid = pid
-        self.public = channel(runtime_dir, PUBLIC)
         self.admin = channel(runtime_dir, ADMIN)
-        self.domains = domain_grpc.DomainServiceStub(self.public)
-        self.mappings = mapping_grpc.MappingServiceStub(self.public)
-        self.sessions = session_grpc.SessionServiceStub(self.public)
         self.shown = set()
 
     def refuses(self, work, code, reason, **numbers):
@@ -78,8 +74,19 @@ class Daemon:
         return call(stub.GetInfo, admin.GetInfoRequest())
 
     def close(self):
-        self.public.close()
+        super().close()
         self.admin.close()
+
+
+class Session(session.Session):
+    """Uses the apertures, and translates nothing."""
+
+    def __init__(self, runtime_dir, domain, role, access=types.ACCESS_READ_WRITE):
+        # It never pins, and so never owes an Ack.
+        super().__init__(runtime_dir, domain, role, access, ack_mode=fd.ACK_MODE_PINS)
+
+    read = session.Session.peek
+    write = session.Session.poke
 
 
 class Driver:
@@ -192,10 +199,6 @@ class Device:
             raise
         finally:
             self.process.stdout.close()
-
-
-def wire_range(start, last):
-    return types.IovaRange(start=start, last=last)
 
 
 def wire_ranges(ranges):

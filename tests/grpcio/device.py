@@ -7,20 +7,20 @@ import json
 import sys
 
 from domaind.v1 import mapping_pb2 as mapping
-from domaind.v1 import mapping_pb2_grpc as mapping_grpc
 from domaind.v1 import types_pb2 as types
 
-from harness import Refused, call, channel
-from session import Session
+from clients import Session
+from domaind_client.api import Api, call
+from domaind_client.errors import Refused
 
 
 def main(runtime_dir, domain):
     session = Session(runtime_dir, domain, types.ROLE_DEVICE)
     say({"session": session.name, "apertures": len(session.apertures)})
-    with channel(runtime_dir, "public/api.sock") as api:
-        mappings = mapping_grpc.MappingServiceStub(api)
-        for line in sys.stdin:
-            say(obey(session, mappings, **json.loads(line)))
+    api = Api(runtime_dir)
+    for line in sys.stdin:
+        say(obey(session, api.mappings, **json.loads(line)))
+    api.close()
 
 
 def obey(session, mappings, do, iova=0, length=0, data="", token=None):

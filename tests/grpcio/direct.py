@@ -9,10 +9,11 @@ from domaind.v1 import types_pb2 as types
 
 from clients import (
     DENIED, EXHAUSTED, EXISTS, GRANULE, INVALID, MIB, MISSING, RANGE, STALE, STATE,
-    Driver, a_domain, wire_range, wire_ranges,
+    Driver, a_domain, wire_ranges,
 )
-from harness import call, eventually, same
-from session import Buffer
+from domaind_client.api import call, wire_range
+from domaind_client.memory import Buffer
+from harness import eventually, same
 
 READ, WRITE, BOTH = types.PERM_READ, types.PERM_WRITE, types.PERM_READ_WRITE
 DIRECT = mapping.MAPPING_KIND_DIRECT

@@ -1,18 +1,10 @@
-"""Counts checks, and reads what a refusal says."""
+"""Counts checks, and compares what a refusal says."""
 
-import os
 import sys
 import time
 import traceback
 
-import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
-
-# h2 refuses a path as authority, and a path is what grpcio sends for `unix:`.
-AUTHORITY = ("grpc.default_authority", "localhost")
-# Long for a call that hangs, short for whoever waits for the answer.
-TIMEOUT_SECONDS = 20
+from domaind_client.errors import Refused
 
 
 class Report:
@@ -55,50 +47,8 @@ class _Check:
         return True
 
 
-def socket_path(runtime_dir, name):
-    return os.path.join(runtime_dir, *name.split("/"))
-
-
-def channel(runtime_dir, name, options=(AUTHORITY,)):
-    """A channel to one of the daemon's gRPC sockets, as a foreign client makes it."""
-    return grpc.insecure_channel(f"unix:{socket_path(runtime_dir, name)}", options=options)
-
-
 def same(got, wanted):
     assert got == wanted, f"{got!r} instead of {wanted!r}"
-
-
-class Refused(Exception):
-    """What a refusal says, on gRPC or on the fd socket."""
-
-    def __init__(self, code, reason, message, metadata):
-        super().__init__(f"{code.name} {reason}: {message} {metadata}")
-        self.code = code
-        self.reason = reason
-        self.message = message
-        self.metadata = metadata
-
-    @classmethod
-    def of_call(cls, error):
-        """Reads google.rpc.Status with its one ErrorInfo out of the trailers."""
-        status = rpc_status.from_call(error)
-        if status is None:
-            return cls(error.code(), None, error.details(), {})
-        same(status.code, error.code().value[0])
-        same(len(status.details), 1)
-        info = error_details_pb2.ErrorInfo()
-        assert status.details[0].Unpack(info), status.details[0].type_url
-        same(info.domain, "domaind")
-        return cls(error.code(), info.reason, status.message, dict(info.metadata))
-
-
-def call(method, request, **arguments):
-    """Calls with a deadline; a refusal comes as Refused."""
-    arguments.setdefault("timeout", TIMEOUT_SECONDS)
-    try:
-        return method(request, **arguments)
-    except grpc.RpcError as error:
-        raise Refused.of_call(error) from error
 
 
 def refusal(work, code, reason, **numbers):
