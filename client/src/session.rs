@@ -41,6 +41,17 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls that leave a guard, and those that end one, run to their end on the
 /// runtime in which the session was attached, even if whoever waits for them is
 /// cancelled.
+///
+/// # Forks
+///
+/// A session does not survive a fork. Where pins stand is memory that a child
+/// shares with its parent, slot by slot: a pin that a child makes, or drops, is
+/// taken for one of its parent's, whose own is then not seen any more. A child
+/// that does not exec must not use a session, a guard or a pin of its parent,
+/// nor drop them; it ends with `_exit`. Until it does, it holds what its parent
+/// was given: the daemon keeps that in quarantine if the parent dies, and does
+/// not if the parent detaches. What is started with [`std::process::Command`]
+/// is exec'd, and inherits nothing.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub(crate) inner: Arc<Inner>,

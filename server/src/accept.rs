@@ -7,14 +7,16 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
@@ -24,6 +26,9 @@ use crate::registry::Door;
 
 /// How long a connection may say nothing after it was accepted.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
+/// A peer that takes nothing for so long does not keep a daemon that stops: one
+/// that never reads leaves its streams no room to end in, and never says goodbye.
+const PARTING_LIMIT: Duration = Duration::from_millis(250);
 /// How long to wait when the process is out of file descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -42,7 +47,20 @@ pub(crate) struct Acceptor {
 pub(crate) struct Caller {
     pub(crate) peer: Arc<Peer>,
     pub(crate) door: Door,
+    /// Of this connection.
+    pub(crate) calls: Calls,
 }
+
+/// The calls of one connection, counted. Clones share the counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Calls {
+    begun: Arc<AtomicU64>,
+    answered: Arc<AtomicU64>,
+}
+
+/// A call until it is answered, or given up. A stream is answered when it begins.
+#[derive(Debug)]
+pub(crate) struct UnderWay(Calls);
 
 /// An accepted connection; it keeps its seat until it is dropped.
 #[derive(Debug)]
@@ -52,6 +70,17 @@ pub(crate) struct Connection {
     pub(crate) seat: Seat,
     /// Until the first byte: who has nothing to say shall not keep a seat.
     silence: Option<Pin<Box<Sleep>>>,
+    stop: CancellationToken,
+    /// Since the daemon stops and the peer has taken nothing more.
+    parting: Option<Parting>,
+}
+
+/// How long a connection may still keep a daemon that stops.
+#[derive(Debug)]
+struct Parting {
+    limit: Pin<Box<Sleep>>,
+    /// Calls that had been answered when it began.
+    answered: u64,
 }
 
 impl Acceptor {
@@ -112,9 +141,12 @@ impl Acceptor {
             caller: Caller {
                 peer,
                 door: self.door,
+                calls: Calls::default(),
             },
             seat,
             silence: Some(Box::pin(tokio::time::sleep(SILENCE_LIMIT))),
+            stop: self.stop.clone(),
+            parting: None,
         })
     }
 }
@@ -187,6 +219,85 @@ impl Drop for Seat {
     }
 }
 
+impl Calls {
+    /// Counts one that begins.
+    pub(crate) fn begin(&self) -> UnderWay {
+        self.begun.fetch_add(1, SeqCst);
+        UnderWay(self.clone())
+    }
+
+    /// How many were answered; `None` while one is under way.
+    fn all_answered(&self) -> Option<u64> {
+        let answered = self.answered.load(SeqCst);
+        (self.begun.load(SeqCst) == answered).then_some(answered)
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.answered.fetch_add(1, SeqCst);
+    }
+}
+
+impl Parting {
+    fn new(calls: &Calls) -> Parting {
+        Parting {
+            limit: Box::pin(tokio::time::sleep(PARTING_LIMIT)),
+            answered: calls.answered.load(SeqCst),
+        }
+    }
+
+    /// Waits until no call has been under way for a whole limit: an answer that
+    /// was just given must have its chance to be written.
+    fn poll(&mut self, calls: &Calls, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.limit.as_mut().poll(cx));
+            if calls.all_answered() == Some(self.answered) {
+                return Poll::Ready(());
+            }
+            self.answered = calls.answered.load(SeqCst);
+            self.renew();
+        }
+    }
+
+    /// The whole limit again, for whoever waits for it, too.
+    fn renew(&mut self) {
+        self.limit.as_mut().reset(Instant::now() + PARTING_LIMIT);
+    }
+}
+
+impl Connection {
+    /// For whenever the peer has nothing, or takes nothing: fails when it has
+    /// kept a daemon that stops for long enough. That the daemon stops wakes
+    /// whoever serves the connection anyway.
+    fn poll_parting(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if !self.stop.is_cancelled() {
+            return Poll::Pending;
+        }
+        let calls = &self.caller.calls;
+        let parting = self.parting.get_or_insert_with(|| Parting::new(calls));
+        ready!(parting.poll(calls, cx));
+        let message = format!("the daemon stops, and nothing was taken within {PARTING_LIMIT:?}");
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, message))
+    }
+
+    /// What came of a write.
+    fn written(
+        &mut self,
+        wrote: Poll<io::Result<usize>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        if wrote.is_pending() {
+            return self.poll_parting(cx).map(Err);
+        }
+        // Not dropped: whoever waits for it may not come again.
+        if let Some(parting) = &mut self.parting {
+            parting.renew();
+        }
+        wrote
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = Caller;
 
@@ -206,13 +317,13 @@ impl AsyncRead for Connection {
             self.silence = None;
             return read;
         }
-        match &mut self.silence {
-            Some(silence) => silence.as_mut().poll(cx).map(|()| {
-                let message = format!("nothing was said within {SILENCE_LIMIT:?}");
-                Err(io::Error::new(io::ErrorKind::TimedOut, message))
-            }),
-            None => Poll::Pending,
+        if let Some(silence) = &mut self.silence
+            && silence.as_mut().poll(cx).is_ready()
+        {
+            let message = format!("nothing was said within {SILENCE_LIMIT:?}");
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)));
         }
+        self.poll_parting(cx).map(Err)
     }
 }
 
@@ -222,7 +333,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let wrote = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.written(wrote, cx)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -238,7 +350,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let wrote = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.written(wrote, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -249,6 +362,8 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
 
     #[test]
     fn one_users_flood_leaves_seats_for_others() {
@@ -259,5 +374,77 @@ mod tests {
         drop(held);
         assert!(seats.take(1).is_some());
         assert!(seats.lock().is_empty());
+    }
+
+    /// A connection, its peer, and what stops the daemon.
+    fn connected() -> (Connection, UnixStream, CancellationToken) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let stop = CancellationToken::new();
+        let connection = Connection {
+            caller: Caller {
+                peer: Arc::new(Peer::of(near.as_fd(), Features::probe()).unwrap()),
+                door: Door::Public,
+                calls: Calls::default(),
+            },
+            stream: near,
+            seat: Seats::new(1).take(1).unwrap(),
+            silence: None,
+            stop: stop.clone(),
+            parting: None,
+        };
+        (connection, far, stop)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_peer_keeps_a_daemon_only_until_it_stops() {
+        let (mut connection, _far, stop) = connected();
+        let read = timeout(Duration::from_secs(60), connection.read_u8()).await;
+        assert!(read.is_err(), "closed without a reason");
+        stop.cancel();
+        let begun = Instant::now();
+        let error = connection.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < 2 * PARTING_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_does_not_read_keeps_it_no_longer() {
+        let (mut connection, _far, stop) = connected();
+        stop.cancel();
+        let begun = Instant::now();
+        let error = connection.write_all(&[0; 1 << 22]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(begun.elapsed() < 2 * PARTING_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_it_takes_meanwhile_gives_it_more_time_and_not_for_ever() {
+        let (connection, mut far, stop) = connected();
+        let (mut read, mut write) = tokio::io::split(connection);
+        stop.cancel();
+        let begun = Instant::now();
+        let reading = tokio::spawn(async move { read.read_u8().await });
+        for _ in 0..5 {
+            tokio::time::sleep(PARTING_LIMIT / 2).await;
+            write.write_all(b"x").await.unwrap();
+            far.read_u8().await.unwrap();
+        }
+        assert!(!reading.is_finished());
+        reading.await.unwrap().unwrap_err();
+        assert!(begun.elapsed() >= 3 * PARTING_LIMIT);
+        assert!(begun.elapsed() < 5 * PARTING_LIMIT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_under_way_keeps_it_until_its_answer_can_be_written() {
+        let (mut connection, _far, stop) = connected();
+        let call = connection.caller.calls.begin();
+        stop.cancel();
+        let read = timeout(40 * PARTING_LIMIT, connection.read_u8()).await;
+        assert!(read.is_err(), "cut off under a call");
+        drop(call);
+        let begun = Instant::now();
+        connection.read_u8().await.unwrap_err();
+        assert!(begun.elapsed() >= PARTING_LIMIT);
     }
 }

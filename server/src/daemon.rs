@@ -133,7 +133,8 @@ impl Daemon {
 
     /// Stops in order: says NOT_SERVING, takes the sockets away, ends the
     /// sessions, lets calls under way come to their end, for at most ten
-    /// seconds. Everything that the domains held is gone then.
+    /// seconds. Streams end; who does not read that is not waited for.
+    /// Everything that the domains held is gone then.
     pub async fn stop(mut self) {
         for name in HEALTH_NAMES {
             self.health

@@ -55,6 +55,16 @@ pub fn spawn(command: &mut Command) -> Child {
     })
 }
 
+/// Runs a command to its end, quietly; what it said if it failed.
+pub fn tries(words: &[&str]) -> Result<(), String> {
+    let output = Command::new(words[0]).args(&words[1..]).output();
+    match output {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(format!("{words:?}: {error}")),
+    }
+}
+
 /// Sends a signal to one process, by its id. One that has gone already is
 /// fine.
 ///

@@ -27,6 +27,7 @@ pub mod files;
 pub mod frames;
 pub mod grant;
 pub mod knock;
+pub mod namespace;
 pub mod node;
 pub mod raw;
 pub mod refusal;

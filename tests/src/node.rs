@@ -33,6 +33,8 @@ const STOP: Duration = Duration::from_secs(25);
 #[derive(Debug)]
 pub struct Node {
     dir: TempDir,
+    /// A command that starts it, and stays its process; none if empty.
+    starter: Vec<String>,
     flags: Vec<String>,
     env: Vec<(String, String)>,
     child: Child,
@@ -83,7 +85,7 @@ impl Node {
         let dir = tempfile::Builder::new()
             .prefix("domaind-t")
             .tempdir_in(SHORT);
-        Node::start_in(dir.expect("a temporary directory"), flags, env).await
+        Node::start_in(dir.expect("a temporary directory"), &[], flags, env).await
     }
 
     /// A daemon that other users may connect to; for tests that run as root.
@@ -91,23 +93,34 @@ impl Node {
     /// # Panics
     /// If the directory cannot be opened to others.
     pub async fn shared(flags: &[&str]) -> Node {
-        let dir = tempfile::Builder::new()
-            .prefix("domaind-t")
-            .tempdir_in(SHORT);
-        let dir = dir.expect("a temporary directory");
-        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
         let gid = format!("--server-client-gid={CLIENT_GID}");
         let flags: Vec<_> = flags.iter().copied().chain([gid.as_str()]).collect();
-        Node::start_in(dir, &flags, &[]).await
+        Node::start_in(dir_for_all(), &[], &flags, &[]).await
     }
 
-    async fn start_in(dir: TempDir, flags: &[&str], env: &[(&str, &str)]) -> Node {
+    /// A daemon that another command starts, and then becomes: `unshare` and
+    /// the like. Its sockets are left as it makes them.
+    ///
+    /// # Panics
+    /// If the directory cannot be opened to others.
+    pub async fn started_by(starter: &[&str], flags: &[&str]) -> Node {
+        Node::start_in(dir_for_all(), starter, flags, &[]).await
+    }
+
+    async fn start_in(
+        dir: TempDir,
+        starter: &[&str],
+        flags: &[&str],
+        env: &[(&str, &str)],
+    ) -> Node {
+        let starter: Vec<_> = starter.iter().map(|word| (*word).to_owned()).collect();
         let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let env: Vec<_> = env.iter().map(owned).collect();
-        let child = serve(dir.path(), &flags, &env);
+        let child = serve(dir.path(), &starter, &flags, &env);
         let mut node = Node {
             dir,
+            starter,
             flags,
             env,
             child,
@@ -121,7 +134,7 @@ impl Node {
     /// [`Node::stop`].
     pub async fn restart(&mut self) {
         let stale = self.inodes();
-        self.child = serve(self.dir.path(), &self.flags, &self.env);
+        self.child = serve(self.dir.path(), &self.starter, &self.flags, &self.env);
         self.until_ready(stale).await;
     }
 
@@ -407,12 +420,30 @@ pub fn without_settings(mut command: Command) -> Command {
     command
 }
 
-fn serve(dir: &Path, flags: &[String], env: &[(String, String)]) -> Child {
+/// A directory that everybody may look into.
+fn dir_for_all() -> TempDir {
+    let dir = tempfile::Builder::new()
+        .prefix("domaind-t")
+        .tempdir_in(SHORT);
+    let dir = dir.expect("a temporary directory");
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
+    dir
+}
+
+fn serve(dir: &Path, starter: &[String], flags: &[String], env: &[(String, String)]) -> Child {
     let log = File::options()
         .create(true)
         .append(true)
         .open(log_path(dir));
-    domaind()
+    let mut command = match starter.split_first() {
+        None => domaind(),
+        Some((program, words)) => {
+            let mut command = without_settings(Command::new(program));
+            command.args(words).arg(children::program("domaind"));
+            command
+        }
+    };
+    command
         .arg("serve")
         .arg("--runtime-dir")
         .arg(dir.join("run"))

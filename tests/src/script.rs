@@ -75,6 +75,8 @@ pub enum Ask {
         role: v1::Role,
         access: v1::Access,
     },
+    /// Attach by hand and register a page -> `{session, token}`.
+    AttachByHand { domain: String },
     /// Attach by hand on a socket that children inherit, start one, and obey
     /// no more; the child obeys from now on -> `{child, session}`.
     Inherit { domain: String },

@@ -829,6 +829,77 @@ async fn with_four_sessions_attached_a_removal_asks_none_that_holds_nothing() {
     assert_eq!(node.usage("d0").await.invalidating_mappings, 0);
 }
 
+/// I-02, but for the time: who acknowledges by frames is told of each removal
+/// once, is asked once, and not again when it has answered; who acknowledges by
+/// its page and holds nothing hears nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_removal_asks_each_session_by_frames_once_and_those_that_hold_nothing_not_at_all() {
+    const ROUNDS: u64 = 15;
+    let node = with_d0(&["--limits-ack-timeout-ms=600000"]).await;
+    let mut driver = Raw::driver(&node, "d0").await;
+    let memory = driver.memory(P).await;
+    let mut silent = [
+        Raw::device(&node, "d0").await,
+        Raw::device(&node, "d0").await,
+    ];
+    let mut ackers = [
+        Acker::device(&node, "d0").await,
+        Acker::device(&node, "d0").await,
+    ];
+    // A process that has pinned, and holds nothing any more.
+    let (mut accessor, session) = Accessor::device(&node, "d0");
+    accessor.must(&Say::Pin);
+    accessor.must(&Say::Unpin);
+    let caller = Caller::session(&driver);
+    for _ in 0..ROUNDS {
+        caller.map(memory.at(PAGE, 1)).await.unwrap();
+        once_for_each(&mut ackers, AT.0, caller.unmap(AT.0, AT.1)).await;
+        let ring = driver.alloc_len(P).await.unwrap();
+        let free = driver.free(ring.iova, ring.mapping_id);
+        once_for_each(&mut ackers, ring.iova, free).await;
+        let mapping = driver.map(memory.entry(0, P, ToDevice)).await.unwrap();
+        let unmap = driver.unmap(&mapping, None);
+        once_for_each(&mut ackers, mapping.iova, unmap).await;
+    }
+    // Behind what is asked now nothing has come, nor comes anything.
+    for wire in silent.iter_mut().map(|raw| &mut raw.wire) {
+        wire.settle().await;
+        let heard = tokio::time::timeout(MOMENT, wire.receive()).await;
+        assert!(heard.is_err(), "{heard:?}");
+    }
+    for acker in &mut ackers {
+        acker.raw.wire.settle().await;
+        assert!(acker.hears_nothing(MOMENT).await);
+    }
+    // Of the process the daemon knows that it was never asked.
+    let sessions = node.sessions("d0").await;
+    let it = sessions.iter().find(|it| it.name == session).unwrap();
+    assert!(it.asked_generation <= it.acked_generation, "{it:?}");
+    accessor.must(&Say::Detach);
+}
+
+/// Runs a removal: each session by frames hears what is gone, and then that it is
+/// to acknowledge that, which it does once.
+async fn once_for_each<T: Debug>(
+    ackers: &mut [Acker],
+    start: u64,
+    removal: impl Future<Output = Refused<T>>,
+) {
+    let acknowledged = async {
+        for acker in ackers {
+            let told = acker.change().await;
+            assert!(!told.ack && tells_of(&told, start), "{told:?}");
+            assert_eq!(told.removed.len(), 1, "{told:?}");
+            let asked = acker.change().await;
+            assert!(asked.ack && asked.removed.is_empty(), "{asked:?}");
+            assert_eq!(asked.generation, told.generation);
+            acker.ack(asked.generation).await;
+        }
+    };
+    let (removed, ()) = tokio::join!(soon("a removal", removal), acknowledged);
+    removed.unwrap();
+}
+
 /// A domain that is deleted by force waits, too, and says for whom it did not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_forced_delete_names_the_session_that_does_not_let_go() {

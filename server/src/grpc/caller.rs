@@ -17,7 +17,7 @@ use crate::replay::{Fingerprint, Repeatable, Turn};
 
 /// On whose behalf the request is made.
 pub(crate) fn principal<T>(request: &Request<T>, policy: &Policy) -> Result<Principal, Refusal> {
-    let Caller { peer, door } = caller(request);
+    let Caller { peer, door, .. } = caller(request);
     policy.check_attested(peer)?;
     Ok(Principal {
         uid: peer.uid(),

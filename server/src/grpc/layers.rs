@@ -42,7 +42,7 @@ pub(crate) fn trace<Q, R>() -> Trace<Q, R> {
 fn span<B>(request: &Request<B>) -> Span {
     let path = request.uri().path();
     match request.extensions().get::<Caller>() {
-        Some(Caller { peer, door }) => tracing::info_span!("call", path, %peer, ?door),
+        Some(Caller { peer, door, .. }) => tracing::info_span!("call", path, %peer, ?door),
         None => tracing::info_span!("call", path),
     }
 }

@@ -20,6 +20,7 @@ mod page;
 mod sessions;
 mod table;
 mod translation;
+mod underway;
 mod watch;
 
 use std::sync::Arc;
@@ -43,6 +44,7 @@ use self::domains::Domains;
 use self::mappings::Mappings;
 pub(crate) use self::mappings::Queues;
 use self::sessions::Sessions;
+use self::underway::UnderWayLayer;
 use crate::accept::{Acceptor, Connection};
 use crate::config::Policy;
 use crate::registry::{Door, Registry};
@@ -99,6 +101,7 @@ pub(crate) async fn serve(
         }
     });
     limited_server()
+        .layer(UnderWayLayer)
         .layer(layers::trace())
         .layer(layers::contain_panics())
         .layer(DeadlineLayer { limit: CALL_LIMIT })

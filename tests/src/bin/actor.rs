@@ -213,6 +213,7 @@ impl Actor {
                 role,
                 access,
             } => self.inspect(&domain, role, access).await,
+            Ask::AttachByHand { domain } => self.attach_by_hand(&domain).await,
             Ask::Inherit { domain } => self.inherit(&domain).await,
             Ask::SpeakInherited => self.speak_inherited().await,
             Ask::Colour {
@@ -336,6 +337,24 @@ impl Actor {
             .map(|(_, fd)| grant::inspect(fd))
             .collect();
         Ok(json!({ "enforced": given.attached.access_enforced, "regions": regions }))
+    }
+
+    async fn attach_by_hand(&mut self, domain: &str) -> anyhow::Result<Value> {
+        let mut wire = Wire::connect(&self.dir.fd_socket());
+        wire.hello().await;
+        let role = v1::Role::Driver;
+        let given = wire
+            .attach(&name(domain), role, v1::Access::ReadWrite)
+            .await;
+        let given = given.map_err(Error::Refused)?;
+        let memory = files::good_memfd(4096);
+        let registered = wire.ask(raw::register(true), Some(memory.as_fd())).await;
+        registered.map_err(Error::Refused)?;
+        self.wire = Some(wire);
+        Ok(json!({
+            "session": given.attached.session,
+            "token": raw::hex(&given.attached.token),
+        }))
     }
 
     async fn inherit(&mut self, domain: &str) -> anyhow::Result<Value> {

@@ -250,7 +250,7 @@ impl Draw<'_> {
 
 fn pin<'a>(session: &'a Session, scale: &Scale) -> Contender<'a> {
     // In registers, as where it is used.
-    repeated(Role::Ours, "domaind", scale, || {
+    repeated(Role::Ours, "domaind", scale, move || {
         black_box(black_box(session).pin().is_ok());
     })
 }

@@ -69,7 +69,7 @@ impl Reader for Paged {
 
 struct Storm {
     domain: Domain,
-    walker: Walker<RegionWords>,
+    walker: Walker<Arc<RegionWords>>,
     /// Whose memory is which.
     owners: Mutex<BTreeMap<MemoryId, u64>>,
     /// What the readers may use.
