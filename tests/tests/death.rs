@@ -162,6 +162,11 @@ async fn a_persistent_allocation_outlives_its_session_with_its_bytes() {
         coherent_used_bytes: P,
         sessions: 0,
         memories: 0,
+        // The rest, at whatever moment of its end the session is now.
+        invalidating_mappings: 0,
+        quarantined_mappings: 0,
+        quarantined_bytes: 0,
+        fenced_sessions: 0,
         ..node.usage("d0").await
     };
     node.until_usage(
