@@ -10,13 +10,15 @@ use std::time::Duration;
 use tokio::time::{sleep_until, timeout_at};
 
 use super::{Over, explain, send};
-use crate::live::{Live, Wants};
+use crate::live::Live;
 use crate::reader::Patience;
 
 /// Changes that are looked at in one go.
 const CHANGES: usize = 64;
 /// Ranges of one frame: each takes 24 bytes at most, and 28 with its permission.
-const RANGES: usize = 120;
+const RANGES: usize = 100;
+/// Closed regions of one frame, beside ranges: each takes two bytes.
+const CLOSED: usize = 500;
 
 /// Tells the session what it must know, until it owes an acknowledgment for too
 /// long.
@@ -31,6 +33,7 @@ pub(super) async fn tell(
         live,
         told: joined,
         asked: joined,
+        held: None,
     };
     let mut patience = Patience::new(ack_timeout);
     let mut changes = live.domain.signal.subscribe();
@@ -73,85 +76,96 @@ struct Teller<'a> {
     told: u64,
     /// What it has been asked to acknowledge.
     asked: u64,
+    /// A frame that may become the one that asks, if no other comes behind it.
+    held: Option<v1::Change>,
 }
 
 impl Teller<'_> {
     /// Tells what has changed, and asks for what is owed. Cancelled, it has told a
     /// part, and is not used again.
     async fn tell(&mut self, owed: Option<Owed>) -> Result<(), Over> {
-        let owed = owed.filter(|owed| owed.generation > self.asked);
-        let wants = Wants {
+        if let Some(owed) = owed.filter(|owed| owed.generation > self.asked) {
             // Who answers by frames must know what to drop.
-            removals: self.live.wants.removals || self.live.by_frames(),
-            ..self.live.wants
-        };
-        if !wants.any() {
-            return match owed {
-                Some(owed) => self.ask(owed, v1::Change::default()).await,
-                None => Ok(()),
-            };
+            if self.live.wants.any() || self.live.by_frames() {
+                // And not more: generations do not go back.
+                self.tell_up_to(owed.generation).await?;
+            }
+            self.ask(owed).await?;
         }
         // Without an occasion, only who wants to know everything is told.
-        if owed.is_none() && !self.live.wants.any() {
-            return Ok(());
+        if self.live.wants.any() {
+            self.tell_up_to(u64::MAX).await?;
         }
-        loop {
-            let Ok(changes) = self.live.domain.core.changes(self.told, CHANGES) else {
-                return self.give_up_counting(owed).await;
-            };
-            for change in &changes {
-                self.tell_one(change, wants).await?;
-            }
-            if changes.is_empty() {
-                break;
-            }
-        }
-        match owed {
-            Some(owed) => self.ask(owed, v1::Change::default()).await,
+        match self.held.take() {
+            Some(last) => self.send(last).await,
             None => Ok(()),
         }
     }
 
-    /// Too much has changed to be told.
-    async fn give_up_counting(&mut self, owed: Option<Owed>) -> Result<(), Over> {
-        let everything = v1::Change {
-            everything: true,
-            ..v1::Change::default()
-        };
-        self.told = self.live.domain.core.generation();
-        match owed {
-            Some(owed) => self.ask(owed, everything).await,
-            None => {
-                let generation = self.told;
-                self.send(v1::Change {
-                    generation,
-                    ..everything
-                })
-                .await
+    /// All changes up to a generation, but for the last frame, which is held.
+    async fn tell_up_to(&mut self, generation: u64) -> Result<(), Over> {
+        loop {
+            let Ok(changes) = self.live.domain.core.changes(self.told, CHANGES) else {
+                // Too much has changed to be told.
+                self.told = self.live.domain.core.generation().min(generation);
+                let everything = v1::Change {
+                    generation: self.told,
+                    everything: true,
+                    ..v1::Change::default()
+                };
+                return self.say(everything).await;
+            };
+            let before = self.told;
+            for change in &changes {
+                if change.generation <= generation {
+                    self.tell_one(change).await?;
+                }
+            }
+            if self.told == before {
+                return Ok(());
             }
         }
     }
 
-    async fn ask(&mut self, owed: Owed, change: v1::Change) -> Result<(), Over> {
-        self.asked = owed.generation;
-        let closed = owed.closed.iter().map(|region| region.get());
-        self.send(v1::Change {
-            generation: owed.generation,
-            ack: true,
-            closed: closed.collect(),
-            ..change
-        })
-        .await
+    /// With the last of what it was told of the same generation, if that is held.
+    async fn ask(&mut self, owed: Owed) -> Result<(), Over> {
+        let generation = owed.generation;
+        self.asked = generation;
+        if self.held.as_ref().map(|held| held.generation) != Some(generation) {
+            let nothing = v1::Change {
+                generation,
+                ..v1::Change::default()
+            };
+            self.say(nothing).await?;
+        }
+        for part in owed.closed.chunks(CLOSED) {
+            let closed = part.iter().map(|region| region.get()).collect();
+            match &mut self.held {
+                Some(held) if held.closed.is_empty() => held.closed = closed,
+                _ => {
+                    self.say(v1::Change {
+                        generation,
+                        closed,
+                        ..v1::Change::default()
+                    })
+                    .await?;
+                }
+            }
+        }
+        match self.held.take() {
+            Some(last) => self.send(v1::Change { ack: true, ..last }).await,
+            None => Ok(()),
+        }
     }
 
     /// In as many frames as it takes.
-    async fn tell_one(&mut self, change: &Change, wants: Wants) -> Result<(), Over> {
+    async fn tell_one(&mut self, change: &Change) -> Result<(), Over> {
         let generation = change.generation;
         self.told = generation;
-        if wants.removals {
+        if self.live.wants.removals || self.live.by_frames() {
             for part in change.removed.chunks(RANGES) {
                 let removed = part.iter().map(|range| (*range).into()).collect();
-                self.send(v1::Change {
+                self.say(v1::Change {
                     generation,
                     removed,
                     ..v1::Change::default()
@@ -159,14 +173,14 @@ impl Teller<'_> {
                 .await?;
             }
         }
-        if wants.additions {
+        if self.live.wants.additions {
             for part in change.added.chunks(RANGES) {
                 let added = part.iter().map(|view| v1::AddedRange {
                     range: Some(view.visible.into()),
                     perm: v1::Perm::from(view.perm).into(),
                 });
                 let added = added.collect();
-                self.send(v1::Change {
+                self.say(v1::Change {
                     generation,
                     added,
                     ..v1::Change::default()
@@ -175,6 +189,14 @@ impl Teller<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Holds a frame, and sends the one that was held.
+    async fn say(&mut self, change: v1::Change) -> Result<(), Over> {
+        match self.held.replace(change) {
+            Some(before) => self.send(before).await,
+            None => Ok(()),
+        }
     }
 
     async fn send(&self, change: v1::Change) -> Result<(), Over> {
