@@ -238,10 +238,12 @@ fn listen(path: &Path, kind: SocketType) -> io::Result<UnixListener> {
     Ok(UnixListener::from(socket))
 }
 
-/// `.{name}.{pid}` beside the public name.
+/// `.{name}.new` beside the public name.
+/// The same for every daemon: whoever has the lock is the only one, and takes away
+/// what a killed one has left.
 fn private_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}", std::process::id()))
+    path.with_file_name(format!(".{name}.new"))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -282,6 +284,21 @@ mod tests {
         UnixStream::connect(runtime.api_socket()).unwrap();
         drop(bound);
         assert!(!runtime.fd_socket().exists());
+    }
+
+    /// Of a daemon that was killed between the two.
+    #[test]
+    fn a_socket_that_was_bound_and_not_renamed_is_in_nobodys_way_and_goes() {
+        let (_dir, runtime) = runtime();
+        let claim = Claim::take(&runtime, None).unwrap();
+        let left = private_name(&runtime.api_socket());
+        drop(listen(&left, SocketType::STREAM).unwrap());
+        assert!(left.exists());
+
+        let _bound = claim.bind_api().unwrap();
+
+        assert!(!left.exists());
+        UnixStream::connect(runtime.api_socket()).unwrap();
     }
 
     #[test]
