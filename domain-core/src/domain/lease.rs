@@ -57,7 +57,7 @@ impl Domain {
 }
 
 impl State {
-    fn reserve_lease(
+    pub(super) fn reserve_lease(
         &mut self,
         granule: Granule,
         session: SessionId,

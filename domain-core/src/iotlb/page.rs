@@ -317,14 +317,16 @@ mod tests {
         page.enter(0, 4);
         page.enter(62, 9);
         page.fence(20);
+        page.revoke();
+        page.revoke();
 
         let words = page.words.words();
         let word = |index: usize| words[index].load_acquire();
         assert_eq!(word(0).to_be_bytes(), *b"domsess\x01");
-        assert_eq!((word(1), word(2)), (21, 63));
+        assert_eq!((word(1), word(2), word(3)), (21, 63, 2));
         assert_eq!((word(8), word(504)), (5, 10));
         let set = words.iter().filter(|word| word.load_acquire() != 0);
-        assert_eq!(set.count(), 5);
+        assert_eq!(set.count(), 6);
     }
 
     #[test]
@@ -364,6 +366,18 @@ mod tests {
 
         assert!(client.is_fenced());
         assert_eq!(client.fenced_at(), Some(0));
+    }
+
+    #[test]
+    fn a_revocation_reaches_the_client_each_time() {
+        let (service, client) = shared();
+        assert_eq!(client.revocations(), 0);
+
+        service.revoke();
+        assert_eq!(client.revocations(), 1);
+        service.revoke();
+        assert_eq!((client.revocations(), service.revocations()), (2, 2));
+        assert!(!client.is_fenced() && client.oldest().is_none());
     }
 
     #[test]

@@ -154,6 +154,8 @@ mod tests {
             mappings: 6,
             memories: 7,
             direct: 8,
+            leases: 9,
+            lease_bytes: 10,
         };
         let asked = v1::Quotas {
             mappings: 9,

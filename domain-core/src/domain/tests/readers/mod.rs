@@ -5,6 +5,7 @@ mod asks;
 mod direct;
 mod fences;
 mod ghosts;
+mod leases;
 mod nodes;
 mod quotas;
 mod set_map;
