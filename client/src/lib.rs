@@ -57,6 +57,7 @@
 //! Everything is usable from a tokio runtime with I/O and time, of either
 //! flavour; [`blocking`] is for programs without one.
 
+mod access;
 mod answers;
 mod apertures;
 pub mod blocking;
@@ -112,8 +113,8 @@ pub use domain_core::mapping::{MappingId, MappingKind, MappingView, Phase, Sourc
 pub use domain_core::memory::MemoryId;
 pub use domain_core::perm::{Direction, Perm};
 pub use domain_core::region::{
-    Access, AccessError, SharedSlice, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut,
-    WaitOutcome, driver_memfd,
+    Access, AccessError, SharedSlice, SharedU16, SharedU16Mut, SharedU32, SharedU32Mut, SharedU64,
+    SharedU64Mut, WaitOutcome, driver_memfd,
 };
 pub use domain_core::session::{Role, SessionId};
 pub use domain_core::streaming::{MapSpec, UnmapSpec};

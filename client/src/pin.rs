@@ -40,6 +40,8 @@ pub enum PinError {
     NotBacked { at: Iova, region: u32 },
     #[error("the memory at {at} can only be read by this session")]
     ReadOnly { at: Iova },
+    #[error("a word of {size_bytes} bytes at {at}, which is not a multiple of {size_bytes}")]
+    Misaligned { at: Iova, size_bytes: u64 },
     #[error("the session has ended")]
     Ended,
 }
@@ -52,6 +54,7 @@ impl PinError {
                 Some(Code::PermissionDenied)
             }
             PinError::Range(_) => Some(Code::OutOfRange),
+            PinError::Misaligned { .. } => Some(Code::InvalidArgument),
             PinError::NotOpen { .. } => Some(Code::FailedPrecondition),
             PinError::NotBacked { .. } => Some(Code::Internal),
             PinError::Ended => Some(Code::Unavailable),
@@ -379,12 +382,13 @@ impl<'p> Pieces<'p> {
     }
 
     /// All of them, in order.
-    pub fn iter(&self) -> impl Iterator<Item = &MappedPiece<'p>> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &MappedPiece<'p>> {
         iter::once(&self.first).chain(&self.rest)
     }
 }
 
-const AS_LONG: &str = "a piece is as long as its part of the range, and allows what was wanted";
+pub(crate) const AS_LONG: &str =
+    "a piece is as long as its part of the range, and allows what was wanted";
 
 /// Fetches the memory of one region, once for all who want it at the same time.
 /// It may be closed again already.

@@ -10,6 +10,7 @@ use domain_core::session::SessionId;
 use domaind_proto::names::{DomainId, NameError, parse_session_lenient};
 use domaind_proto::v1;
 
+use crate::bench::BenchArgs;
 use crate::demo::{DemoArgs, DeviceArgs, DriverArgs};
 use crate::exit::EXIT_CODES;
 use crate::range::{self, NotARange};
@@ -136,6 +137,13 @@ pub(crate) enum Command {
     Lookup(Lookup),
     /// Move a file through a domain, with nothing installed
     Demo(DemoArgs),
+    /// Measure the daemon, each number beside the least it could be here
+    ///
+    /// By turns in one run: an operation of domaind's, and the floor, what the
+    /// machine itself takes for the least that such an operation has to do.
+    /// Uses the daemon of --runtime-dir or of DOMAIND_RUNTIME_DIR, else one
+    /// inside of itself, and a domain of its own in it.
+    Bench(BenchArgs),
     /// The driver of the demo
     #[command(hide = true)]
     DemoDriver(DriverArgs),

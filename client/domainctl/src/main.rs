@@ -1,11 +1,13 @@
 //! `domainctl`: domaind at the command line.
 
+mod bench;
 mod cli;
 mod commands;
 mod context;
 mod demo;
 mod exit;
 mod failure;
+mod host;
 mod output;
 mod progress;
 mod range;
@@ -40,10 +42,10 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
     runtime.block_on(commands::run(cli))
 }
 
-/// One call at a time needs one thread. The demo has a daemon inside.
+/// One call at a time needs one thread. These may have a daemon inside.
 fn runtime(command: &Command) -> io::Result<Runtime> {
     match command {
-        Command::Demo(_) => Builder::new_multi_thread().enable_all().build(),
+        Command::Demo(_) | Command::Bench(_) => Builder::new_multi_thread().enable_all().build(),
         _ => Builder::new_current_thread().enable_all().build(),
     }
 }

@@ -20,7 +20,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -29,7 +29,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use super::facts::{InspectError, MemfdFacts, inspect};
 use super::pieces::{Access, AccessError, Piece, Pieces};
 use super::seals::Seals;
-use super::word::{SharedU32, SharedU32Mut, SharedU64, SharedU64Mut};
+use super::word::{SharedU16, SharedU16Mut, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut};
 
 /// A reserved run of addresses in this process, into which memfds are mapped piece by piece.
 ///
@@ -394,7 +394,7 @@ impl SharedMemory {
     /// Without `Access::ReadWrite` only relaxed loads may be done through the reference: the page
     /// may be read-only.
     fn atomic32(&self, offset: u64, wanted: Access) -> Result<&AtomicU32, AccessError> {
-        Ok(self.word(offset, 4, wanted)?.atomic32())
+        Ok(self.word(offset, 4, wanted)?.atomic())
     }
 
     /// As `atomic32`.
@@ -714,6 +714,26 @@ impl<'a> SharedSlice<'a> {
         Ok(())
     }
 
+    /// The 16-bit word at `offset`, to load.
+    ///
+    /// # Errors
+    ///
+    /// When it does not lie inside, or its address is not a multiple of 2.
+    pub fn word16(&self, offset: u64) -> Result<SharedU16<'a>, AccessError> {
+        let word = self.word(offset, 2, Access::ReadOnly)?;
+        Ok(SharedU16::new(word.atomic()))
+    }
+
+    /// The 16-bit word at `offset`, to load and store.
+    ///
+    /// # Errors
+    ///
+    /// As [`SharedSlice::word16`], and when the slice is read-only.
+    pub fn word16_mut(&self, offset: u64) -> Result<SharedU16Mut<'a>, AccessError> {
+        let word = self.word(offset, 2, Access::ReadWrite)?;
+        Ok(SharedU16Mut::new(word.atomic()))
+    }
+
     /// The 32-bit word at `offset`, to load and to wait on.
     ///
     /// # Errors
@@ -721,7 +741,7 @@ impl<'a> SharedSlice<'a> {
     /// When it does not lie inside, or its address is not a multiple of 4.
     pub fn word32(&self, offset: u64) -> Result<SharedU32<'a>, AccessError> {
         let word = self.word(offset, 4, Access::ReadOnly)?;
-        Ok(SharedU32::new(word.atomic32()))
+        Ok(SharedU32::new(word.atomic()))
     }
 
     /// The 32-bit word at `offset`, to load, store, wait on and wake.
@@ -731,7 +751,7 @@ impl<'a> SharedSlice<'a> {
     /// As [`SharedSlice::word32`], and when the slice is read-only.
     pub fn word32_mut(&self, offset: u64) -> Result<SharedU32Mut<'a>, AccessError> {
         let word = self.word(offset, 4, Access::ReadWrite)?;
-        Ok(SharedU32Mut::new(word.atomic32()))
+        Ok(SharedU32Mut::new(word.atomic()))
     }
 
     /// The 64-bit word at `offset`, to load.
@@ -950,13 +970,21 @@ struct Span<'a> {
     memory: PhantomData<&'a SharedMemory>,
 }
 
+/// What a word of shared memory may be referred to as. Implemented here and only for atomics of the
+/// standard library: that any bytes are a valid one, and that others may write to it meanwhile, is
+/// what [`Span::atomic`] relies on.
+trait Atomic {}
+
+impl Atomic for AtomicU16 {}
+impl Atomic for AtomicU32 {}
+
 impl<'a> Span<'a> {
     /// The whole words in a span that starts on a word. Only relaxed loads, unless it is writable.
     #[inline]
     fn cells(self) -> &'a [SharedCell] {
         let start = self.start.cast_const().cast::<SharedCell>();
         debug_assert!(start.is_aligned(), "a span of words starts on a word");
-        // SAFETY: as in `atomic32`, for as many words as the mapped bytes hold, aligned to eight:
+        // SAFETY: as in `atomic`, for as many words as the mapped bytes hold, aligned to eight:
         // the reservation starts on a page, and what callers add to that are multiples of eight.
         // A cell is an atomic, `repr(transparent)`.
         unsafe { std::slice::from_raw_parts(start, self.len / 8) }
@@ -966,13 +994,16 @@ impl<'a> Span<'a> {
 impl<'a> Span<'a> {
     /// The word that it is. Only relaxed loads, unless it is writable.
     #[inline]
-    fn atomic32(self) -> &'a AtomicU32 {
-        let word = self.start.cast_const().cast::<AtomicU32>();
-        debug_assert!(word.is_aligned() && self.len == 4, "a span of one word");
-        // SAFETY: four mapped bytes, aligned to four, that stay mapped while the memory is borrowed.
-        // Any bytes are a valid atomic, and an atomic is the one thing that others may write to
-        // while it is referred to. Not `from_ptr`, which asks for writable memory even of a caller
-        // who only loads.
+    fn atomic<A: Atomic>(self) -> &'a A {
+        let word = self.start.cast_const().cast::<A>();
+        debug_assert!(
+            word.is_aligned() && self.len == size_of::<A>(),
+            "a span of one word"
+        );
+        // SAFETY: as many mapped bytes as an `A` has, aligned to as many, that stay mapped while the
+        // memory is borrowed. Any bytes are a valid atomic, and an atomic is the one thing that
+        // others may write to while it is referred to. Not `from_ptr`, which asks for writable
+        // memory even of a caller who only loads.
         unsafe { &*word }
     }
 
@@ -2114,6 +2145,10 @@ mod tests {
 
         assert_eq!(memory.word64(8).unwrap().load(Relaxed), 7);
         assert_eq!(slice.word32(0).unwrap().load(Relaxed), 0);
+        slice.word16_mut(2).unwrap().store(0x0102, Relaxed);
+        assert_eq!(bytes(&memory, 4, 4)[2..], 0x0102_u16.to_ne_bytes());
+        assert_eq!(slice.word16(2).unwrap().load(Relaxed), 0x0102);
+        assert!(slice.word16(3).is_err() && slice.word16(12).is_err());
         let odd = slice.word64(0).unwrap_err();
         assert!(matches!(odd, AccessError::Misaligned { align: 8, .. }));
         assert!(slice.word64(8).is_err() && slice.word32(10).is_err());
@@ -2129,6 +2164,7 @@ mod tests {
             Err(AccessError::ReadOnly { .. })
         ));
         assert!(read_only.word32_mut(0).is_err() && read_only.word64_mut(0).is_err());
+        assert!(read_only.word16_mut(0).is_err() && read_only.word16(0).is_ok());
         assert_eq!(read_only.as_mut_ptr(), None);
         assert!(read_only.slice(0, 1).unwrap().as_mut_ptr().is_none());
     }

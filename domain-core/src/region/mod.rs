@@ -16,7 +16,7 @@
 //!
 //! Another process may write to them at any instant, and it may be hostile. So no reference to them
 //! ever leaves this module: bytes are copied ([`SharedMemory::copy_out`] and its siblings), words
-//! are loaded and stored through cells ([`SharedU32`], [`SharedU64`]). What is copied out is copied
+//! are loaded and stored through cells ([`SharedU16`], [`SharedU32`], [`SharedU64`]). What is copied out is copied
 //! once, and only then looked at.
 //!
 //! They never vanish under us: only a file that is sealed against shrinking and is long enough is
@@ -50,4 +50,6 @@ pub use owned::{FileIdentity, Grant, Region};
 pub use pieces::{Access, AccessError, Piece};
 pub use seals::Seals;
 pub use sparse::SparseRegion;
-pub use word::{SharedU32, SharedU32Mut, SharedU64, SharedU64Mut, WaitOutcome};
+pub use word::{
+    SharedU16, SharedU16Mut, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut, WaitOutcome,
+};

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -119,6 +119,7 @@ macro_rules! shared_word {
     };
 }
 
+shared_word!(SharedU16, SharedU16Mut, AtomicU16, u16, "16");
 shared_word!(SharedU32, SharedU32Mut, AtomicU32, u32, "32");
 shared_word!(SharedU64, SharedU64Mut, AtomicU64, u64, "64");
 

@@ -24,6 +24,7 @@ mod watch;
 use std::fmt::Display;
 use std::process::ExitCode;
 
+use crate::bench;
 use crate::cli::{Cli, Command};
 use crate::context::Context;
 use crate::demo;
@@ -35,6 +36,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { global, command } = cli;
     match command {
         Command::Demo(args) => demo::run(args, &global).await,
+        Command::Bench(args) => bench::run(args, &global).await,
         Command::DemoDriver(args) => demo::driver(args).await,
         Command::DemoDevice(args) => demo::device(args).await,
         command => {
@@ -68,7 +70,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failu
         Command::Info => info::run(context).await,
         Command::Version(args) => version::run(args, context).await,
         Command::Completion(args) => completion::run(&args, context),
-        Command::Demo(_) | Command::DemoDriver(_) | Command::DemoDevice(_) => {
+        Command::Demo(_) | Command::Bench(_) | Command::DemoDriver(_) | Command::DemoDevice(_) => {
             unreachable!("run() has taken it")
         }
     }

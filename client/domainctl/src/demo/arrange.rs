@@ -1,18 +1,15 @@
 //! Arranges the demo: a daemon, a domain, the processes, and their end.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use domaind_client::{Client, v1};
+use domaind_client::v1;
 use domaind_proto::names::DomainId;
-use domaind_proto::paths::{RUNTIME_DIR_VAR, RuntimeDir};
-use domaind_server::{Config, Daemon};
 use indicatif::ProgressBar;
-use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
@@ -24,6 +21,7 @@ use super::notes::{Note, Outcome};
 use super::report::Report;
 use super::{DemoArgs, Way};
 use crate::cli::Global;
+use crate::host::Host;
 use crate::progress;
 use crate::signals::Signals;
 
@@ -91,20 +89,6 @@ struct Stage {
     devices: Vec<Child>,
 }
 
-/// A daemon to run the demo on: one that is there, or our own.
-struct Host {
-    client: Client,
-    domain: DomainId,
-    own: Option<Own>,
-}
-
-/// A daemon inside of this process.
-struct Own {
-    daemon: Daemon,
-    /// Its runtime directory; goes away with this.
-    dir: TempDir,
-}
-
 impl Stage {
     /// Cancelling leaves what [`clear`](Stage::clear) takes away.
     async fn play(
@@ -114,7 +98,7 @@ impl Stage {
         input: Stdio,
         bar: &ProgressBar,
     ) -> anyhow::Result<Report> {
-        let host = self.host.insert(Host::find(global).await?);
+        let host = self.host.insert(Host::find(global, "demo").await?);
         let client = host.client.clone();
         let request = create_request(args, &host.domain);
         self.owns_domain = true;
@@ -203,53 +187,6 @@ impl Stage {
     }
 }
 
-impl Host {
-    /// The daemon of `--runtime-dir` or `DOMAIND_RUNTIME_DIR`, else our own.
-    async fn find(global: &Global) -> anyhow::Result<Host> {
-        let variable = std::env::var_os(RUNTIME_DIR_VAR)
-            .filter(|dir| !dir.is_empty())
-            .map(PathBuf::from);
-        if let Some(dir) = global.runtime_dir.clone().or(variable) {
-            return Ok(Host {
-                client: Client::connect(&RuntimeDir::new(&dir)?).await?,
-                domain: DomainId::new(&format!("demo-{}", std::process::id()))?,
-                own: None,
-            });
-        }
-        let (dir, runtime_dir) = temporary_runtime_dir()?;
-        let daemon = Daemon::start(Config::for_runtime_dir(runtime_dir)).await?;
-        Ok(Host {
-            client: Client::connect(daemon.runtime_dir()).await?,
-            domain: DomainId::new("demo")?,
-            own: Some(Own { daemon, dir }),
-        })
-    }
-
-    async fn close(self, owns_domain: bool) -> anyhow::Result<()> {
-        let deleted = match owns_domain {
-            true => self.delete_domain().await,
-            false => Ok(()),
-        };
-        drop(self.client);
-        if let Some(Own { daemon, dir }) = self.own {
-            daemon.stop().await;
-            dir.close().context("removing the temporary directory")?;
-        }
-        Ok(deleted?)
-    }
-
-    async fn delete_domain(&self) -> Result<(), domaind_client::Error> {
-        let request = v1::DeleteDomainRequest {
-            name: self.domain.name(),
-            force: true,
-            allow_missing: true,
-            request_id: String::new(),
-        };
-        self.client.domains().delete_domain(request).await?;
-        Ok(())
-    }
-}
-
 fn create_request(args: &DemoArgs, domain: &DomainId) -> v1::CreateDomainRequest {
     // A block at an odd place may need a granule more than its length says.
     let granules = args.block.div_ceil(GRANULE_BYTES) + 1;
@@ -266,27 +203,6 @@ fn create_request(args: &DemoArgs, domain: &DomainId) -> v1::CreateDomainRequest
         validate_only: false,
         request_id: String::new(),
     }
-}
-
-/// A directory of our own. `TMPDIR` may be too long for the path of a socket.
-fn temporary_runtime_dir() -> anyhow::Result<(TempDir, RuntimeDir)> {
-    let places = [std::env::temp_dir(), "/tmp".into(), "/dev/shm".into()];
-    let mut failure = None;
-    for place in places {
-        let made = tempfile::Builder::new()
-            .prefix("domaind-demo-")
-            .tempdir_in(place)
-            .context("a temporary directory")
-            .and_then(|dir| {
-                let runtime_dir = RuntimeDir::new(dir.path())?;
-                Ok((dir, runtime_dir))
-            });
-        match made {
-            Ok(made) => return Ok(made),
-            Err(error) => failure.get_or_insert(error),
-        };
-    }
-    Err(failure.expect("there were places to try"))
 }
 
 /// One of the processes of the demo: this program again.

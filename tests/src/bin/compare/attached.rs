@@ -221,7 +221,7 @@ fn through_service<'a>(
 }
 
 /// Until all is mapped and the daemon has said that it is ready.
-fn attaching<'a>(
+pub(crate) fn attaching<'a>(
     world: &'a World,
     role: Role,
     name: &'static str,

@@ -16,7 +16,8 @@ use domaind_tests::raw;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Builder;
 
-use crate::world::MESSAGE_BYTES;
+use crate::handover::hand;
+use crate::world::{MESSAGE_BYTES, least_spec};
 
 /// What it says when it is there.
 pub(crate) const THERE: &str = "there\n";
@@ -26,6 +27,14 @@ pub(crate) const THERE: &str = "there\n";
 pub(crate) enum Attendance {
     /// Sends back what comes to a socket.
     Echo { path: PathBuf },
+    /// Hands memory to whoever connects.
+    Hand { path: PathBuf },
+    /// Makes domains, which stay.
+    Domains {
+        dir: PathBuf,
+        prefix: String,
+        count: u32,
+    },
     /// Sessions in a domain.
     Sessions {
         dir: PathBuf,
@@ -63,6 +72,12 @@ impl Attendance {
         });
         match serde_json::from_str(json)? {
             Attendance::Echo { path } => echo(&path),
+            Attendance::Hand { path } => hand(&path),
+            Attendance::Domains { dir, prefix, count } => {
+                let runtime = Builder::new_current_thread().enable_all().build()?;
+                let making = make_domains(dir, &prefix, count);
+                runtime.block_on(making).map_err(io::Error::other)
+            }
             Attendance::Sessions {
                 dir,
                 domain,
@@ -88,6 +103,20 @@ fn echo(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+async fn make_domains(dir: PathBuf, prefix: &str, count: u32) -> anyhow::Result<()> {
+    let client = Client::connect(&RuntimeDir::new(&dir)?).await?;
+    for number in 0..count {
+        let request = v1::CreateDomainRequest {
+            domain_id: format!("{prefix}-{number}"),
+            spec: Some(least_spec()),
+            ..Default::default()
+        };
+        client.domains().create_domain(request).await?;
+    }
+    say_there()?;
+    future::pending().await
+}
+
 async fn attend(dir: RuntimeDir, domain: &str, count: usize, manner: Manner) -> anyhow::Result<()> {
     if manner == Manner::Frames {
         return answer_frames(&dir, domain).await;
@@ -109,7 +138,7 @@ async fn attend(dir: RuntimeDir, domain: &str, count: usize, manner: Manner) -> 
     }
 }
 
-fn say_there() -> io::Result<()> {
+pub(crate) fn say_there() -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(THERE.as_bytes())?;
     stdout.flush()

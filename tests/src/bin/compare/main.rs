@@ -13,6 +13,8 @@ mod attached;
 mod attend;
 mod clock;
 mod copy;
+mod crowd;
+mod handover;
 mod lookup;
 mod memory;
 mod mixed;
@@ -23,6 +25,7 @@ mod report;
 mod rounds;
 mod set_map;
 mod translate;
+mod unary;
 mod update;
 mod world;
 
@@ -97,6 +100,9 @@ fn run(cli: Cli) -> io::Result<()> {
     translate::rows(&report, &scale)?;
     removal::rows(&report, &scale)?;
     attached::rows(&report, &scale)?;
+    unary::rows(&report, &scale)?;
+    handover::rows(&report, &scale)?;
+    crowd::rows(&report, &scale)?;
     memory::rows(&report)
 }
 

@@ -230,31 +230,36 @@ fn idle_domain() -> f64 {
 
 /// Bytes that what is made takes, by the number of things in it.
 fn for_each<T>(make: impl FnOnce() -> (T, usize)) -> f64 {
-    let before = taken().expect("/proc is mounted");
+    let me = std::process::id();
+    let before = taken(me).expect("/proc is mounted");
     let (made, things) = make();
-    let after = taken().expect("/proc is mounted");
+    let after = taken(me).expect("/proc is mounted");
     drop(made);
     as_f64(after.saturating_sub(before)) / as_f64(u64::try_from(things).expect("64 bits"))
 }
 
-/// Bytes of this process that are its own, in memory of whatever kind.
-fn taken() -> io::Result<u64> {
-    Ok(heap()? + memfds()?)
+/// Bytes of a process that are its own, in memory of whatever kind.
+pub(crate) fn taken(pid: u32) -> io::Result<u64> {
+    Ok(status_bytes(pid, "RssAnon:")? + memfds(pid)?)
 }
 
-fn heap() -> io::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
+/// Bytes of a process that are in memory, whosever they are.
+pub(crate) fn resident(pid: u32) -> io::Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+fn status_bytes(pid: u32, key: &str) -> io::Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path)?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    let kib = kib.ok_or_else(|| io::Error::other("no RssAnon in /proc/self/status"))?;
+    let kib = kib.ok_or_else(|| io::Error::other(format!("no {key} in {path}")))?;
     Ok(kib << 10)
 }
 
-fn memfds() -> io::Result<u64> {
+fn memfds(pid: u32) -> io::Result<u64> {
     let mut bytes = 0;
-    for fd in fs::read_dir("/proc/self/fd")? {
+    for fd in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let path = fd?.path();
         // The directory itself is open too, and gone when it is asked.
         let leads = fs::read_link(&path).unwrap_or_default();

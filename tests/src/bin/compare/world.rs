@@ -10,15 +10,20 @@ use std::env;
 use std::future::Future;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use domaind_client::{
-    Access, Client, CoherentSpec, DirectMapping, MemoryId, Role, RuntimeDir, Session, SetMapOptions,
+    Access, Client, CoherentSpec, DirectMapping, MemoryId, Role, RuntimeDir, Session,
+    SetMapOptions, v1,
 };
 use domaind_tests::build;
+use domaind_tests::children;
 use domaind_tests::files::good_memfd;
-use domaind_tests::node::{Node, domain_id};
+use domaind_tests::node::{Node, domain_id, spec};
+use domaind_tests::users::{CLIENT_GID, is_root};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::attend::{Attendance, THERE};
@@ -44,10 +49,22 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn start() -> io::Result<World> {
+        World::with(Node::start())
+    }
+
+    /// One that other users may connect to, if there can be any.
+    pub(crate) fn shared() -> io::Result<World> {
+        match is_root() {
+            true => World::with(Node::shared(&[])),
+            false => World::start(),
+        }
+    }
+
+    fn with(node: impl Future<Output = Node>) -> io::Result<World> {
         build::domaind().map_err(|error| io::Error::other(format!("{error:#}")))?;
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (node, client) = runtime.block_on(async {
-            let node = Node::start().await;
+            let node = node.await;
             let client = node.client().await;
             (node, client)
         });
@@ -64,6 +81,39 @@ impl World {
 
     fn node(&self) -> &Node {
         self.node.as_ref().expect("it runs until the drop")
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Another connection.
+    pub(crate) async fn connect(&self) -> Client {
+        let connected = Client::connect(&self.runtime_dir()).await;
+        connected.expect("the public socket is there")
+    }
+
+    pub(crate) fn daemon_pid(&self) -> u32 {
+        self.node().pid()
+    }
+
+    /// Bytes of regions, as the daemon counts them.
+    pub(crate) fn region_bytes(&self) -> u64 {
+        self.run(self.node().info()).region_bytes
+    }
+
+    /// Where files may be made that go with the daemon.
+    pub(crate) fn path(&self) -> &Path {
+        self.node().path()
+    }
+
+    /// So many domains with the smallest apertures.
+    pub(crate) fn small_domains(&self, prefix: &str, count: u32) {
+        for number in 0..count {
+            let id = format!("{prefix}-{number}");
+            let created = self.run(self.node().create(&id, least_spec()));
+            created.expect("created");
+        }
     }
 
     /// A driver in this process, and in a domain of its own.
@@ -99,6 +149,21 @@ impl World {
         let mut all: Vec<_> = (0..count).map(|_| Attendant::start(attendance)).collect();
         all.iter_mut().for_each(Attendant::wait_until_there);
         all
+    }
+
+    /// One that is there, and somebody else, if so wished.
+    pub(crate) fn attendant_as(&self, attendance: &Attendance, uid: Option<u32>) -> Attendant {
+        let mut one = match uid {
+            None => Attendant::start(attendance),
+            Some(uid) => {
+                let program = children::program_for_all(self.path(), "compare");
+                let mut command = Command::new(program);
+                command.uid(uid).gid(CLIENT_GID).current_dir("/");
+                Attendant::start_by(command, attendance)
+            }
+        };
+        one.wait_until_there();
+        one
     }
 
     pub(crate) fn runtime_dir(&self) -> RuntimeDir {
@@ -155,7 +220,12 @@ pub(crate) struct Attendant(Child);
 
 impl Attendant {
     fn start(attendance: &Attendance) -> Attendant {
-        let child = Command::new(env::current_exe().expect("a process knows its program"))
+        let program = env::current_exe().expect("a process knows its program");
+        Attendant::start_by(Command::new(program), attendance)
+    }
+
+    fn start_by(mut command: Command, attendance: &Attendance) -> Attendant {
+        let child = command
             .args(["--attend", &attendance.to_json()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -194,6 +264,11 @@ pub(crate) async fn alloc_free(driver: &Session) -> (Duration, Duration) {
     let start = Instant::now();
     coherent.free().await.expect("freed");
     (alloc, start.elapsed())
+}
+
+/// A domain with the smallest apertures.
+pub(crate) fn least_spec() -> v1::DomainSpec {
+    spec(2 * PAGE, 2 * PAGE)
 }
 
 /// Pages of one memory in any order, with holes between them.

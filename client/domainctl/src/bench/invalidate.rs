@@ -1,0 +1,208 @@
+//! Scenario `invalidate`: a direct mapping is ended while another session pins
+//! and unpins without a pause, until nobody can reach it any more. The floor is
+//! a message to another thread and back.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use domain_core::addr::IovaRange;
+use domain_core::direct::{DirectSpec, Placement};
+use domain_core::perm::Perm;
+use domain_core::region::Access;
+use domain_core::session::Role;
+use domaind_client::{Buffer, Session, blocking};
+
+use super::latency::Lap;
+use super::party::{Party, Place};
+use super::turns::Work;
+use super::{BOUNCE_BYTES, Facts};
+
+pub(super) const FACTS: Facts = Facts {
+    operation: "UnmapDirect beside a session that pins",
+    floor: "socket round trip",
+    // Each thread has memory of twice as much.
+    size_bytes_most: 2 << 20,
+    batch: 1,
+    bounce_bytes: |_, _| BOUNCE_BYTES,
+};
+
+const PAGE: u64 = 4096;
+const MESSAGE_BYTES: usize = 64;
+
+/// Maps a piece of its memory and ends that again. Another piece stays, so that
+/// the memory is never closed, which would take the device longer.
+struct Remover {
+    spec: DirectSpec,
+    echo: Echo,
+    device: Arc<Device>,
+    _buffer: Buffer,
+    session: Session,
+    party: Party,
+}
+
+pub(super) fn crew(place: &Place) -> anyhow::Result<Vec<Box<dyn Work>>> {
+    let first = Prepared::new(place)?;
+    let device = Arc::new(Device::start(place, first.stays)?);
+    let mut work: Vec<Box<dyn Work>> = vec![Box::new(first.with(&device)?)];
+    for _ in 1..place.threads {
+        work.push(Box::new(Prepared::new(place)?.with(&device)?));
+    }
+    Ok(work)
+}
+
+/// A remover that has nobody to take anything from yet.
+struct Prepared {
+    spec: DirectSpec,
+    stays: IovaRange,
+    buffer: Buffer,
+    session: Session,
+    party: Party,
+}
+
+impl Prepared {
+    fn new(place: &Place) -> anyhow::Result<Prepared> {
+        let party = place.party()?;
+        let session = party.run(party.attach(Role::Driver))?;
+        let len_bytes = place.size_bytes.next_multiple_of(PAGE);
+        let buffer = party.run(session.buffer(2 * len_bytes))?;
+        let piece = |offset| DirectSpec {
+            memory: buffer.memory().id(),
+            offset,
+            len_bytes,
+            perm: Perm::ReadWrite,
+            placement: Placement::Anywhere {
+                align_bytes: 0,
+                limit: None,
+            },
+        };
+        let stays = party.run(session.map_direct(piece(0)))?.range;
+        Ok(Prepared {
+            spec: piece(len_bytes),
+            stays,
+            buffer,
+            session,
+            party,
+        })
+    }
+
+    fn with(self, device: &Arc<Device>) -> anyhow::Result<Remover> {
+        Ok(Remover {
+            spec: self.spec,
+            echo: Echo::start()?,
+            device: Arc::clone(device),
+            _buffer: self.buffer,
+            session: self.session,
+            party: self.party,
+        })
+    }
+}
+
+impl Work for Remover {
+    fn ours(&mut self) -> anyhow::Result<Lap> {
+        let Remover { session, spec, .. } = self;
+        let lap = self.party.run(async {
+            let mapped = session.map_direct(*spec).await?;
+            let start = Instant::now();
+            session.unmap_direct(&[mapped.range]).await?;
+            let took = start.elapsed();
+            Ok::<_, domaind_client::Error>(Lap { took, ops: 1 })
+        })?;
+        ensure!(self.device.still_pins(), "the device pins no more");
+        Ok(lap)
+    }
+
+    fn floor(&mut self) -> anyhow::Result<Lap> {
+        let start = Instant::now();
+        self.echo.round_trip().context("the floor's message")?;
+        let took = start.elapsed();
+        Ok(Lap { took, ops: 1 })
+    }
+}
+
+/// A session that pins, translates and unpins, over and over, on a thread of its
+/// own; another one of its threads hears what the daemon asks.
+struct Device {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Device {
+    fn start(place: &Place, range: IovaRange) -> anyhow::Result<Device> {
+        let client = blocking::Client::connect(&place.dir)?;
+        let session = client.attach(&place.domain, Role::Device, Access::ReadWrite)?;
+        session.open(range, Perm::Read)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let pinning = move || {
+            while !told.load(Ordering::Relaxed) {
+                let Ok(pin) = session.pin() else { return };
+                if pin.translate(range, Perm::Read).is_err() {
+                    return;
+                }
+            }
+        };
+        Ok(Device {
+            stop,
+            thread: Some(thread::Builder::new().spawn(pinning)?),
+        })
+    }
+
+    /// It ends by itself only when something is wrong.
+    fn still_pins(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A thread that sends back what comes.
+struct Echo {
+    socket: UnixStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Echo {
+    fn start() -> io::Result<Echo> {
+        let (socket, mut other) = UnixStream::pair()?;
+        let answering = move || {
+            let mut message = [0; MESSAGE_BYTES];
+            while other.read_exact(&mut message).is_ok() && other.write_all(&message).is_ok() {}
+        };
+        Ok(Echo {
+            socket,
+            thread: Some(thread::Builder::new().spawn(answering)?),
+        })
+    }
+
+    fn round_trip(&mut self) -> io::Result<()> {
+        let mut message = [1; MESSAGE_BYTES];
+        self.socket.write_all(&message)?;
+        self.socket.read_exact(&mut message)?;
+        Ok(())
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        // The thread reads the end.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
