@@ -13,6 +13,7 @@ mod attached;
 mod attend;
 mod clock;
 mod copy;
+mod lease;
 mod lookup;
 mod memory;
 mod mixed;
@@ -94,6 +95,7 @@ fn run(cli: Cli) -> io::Result<()> {
     update::rows(&report, &scale)?;
     set_map::rows(&report, &scale)?;
     copy::rows(&report, &scale)?;
+    lease::rows(&report, &scale)?;
     translate::rows(&report, &scale)?;
     removal::rows(&report, &scale)?;
     attached::rows(&report, &scale)?;
