@@ -129,6 +129,12 @@ impl Apertures {
         self.coherent.as_ref().map(|aperture| aperture.range)
     }
 
+    /// The memory of the bounce aperture from `offset` to the end of what backs it.
+    #[inline]
+    pub(crate) fn bounce_from(&self, offset: u64) -> Option<SharedSlice<'_>> {
+        self.bounce.as_ref()?.memory.rest(offset)
+    }
+
     /// The memory behind a target in an aperture, to the end of what backs it.
     #[inline]
     pub(crate) fn rest(&self, target: Target) -> Option<SharedSlice<'_>> {

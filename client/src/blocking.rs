@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use domain_core::addr::{Iova, IovaRange};
 use domain_core::batch::BatchMode;
@@ -32,6 +33,7 @@ use crate::direct::SetMapOptions;
 use crate::error::{Ended, Error, Kept};
 use crate::memory::Memory;
 use crate::pin::Pin;
+use crate::pool::{self, PoolOptions, Refused, Way};
 use crate::watch::DomainEvent;
 
 /// See [`crate::Client`].
@@ -76,6 +78,13 @@ pub struct Coherent {
 #[must_use = "a dropped lease is released"]
 pub struct Lease {
     inner: crate::Lease,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::pool::Pool`]. What does not wait is there, `map` above all.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    inner: pool::Pool,
     runtime: Arc<Runtime>,
 }
 
@@ -264,6 +273,15 @@ impl Session {
     pub fn alloc_coherent(&self, spec: CoherentSpec) -> Result<Coherent, Error> {
         let inner = self.runtime.block_on(self.inner.alloc_coherent(spec))?;
         Ok(with_runtime!(Coherent, inner, &self.runtime))
+    }
+
+    /// See [`crate::Session::pool`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pool(&self, options: PoolOptions) -> Result<Pool, Error> {
+        let inner = self.runtime.block_on(self.inner.pool(options))?;
+        Ok(with_runtime!(Pool, inner, &self.runtime))
     }
 
     /// See [`crate::Session::free_coherent`].
@@ -541,4 +559,28 @@ fn runtime() -> io::Result<Arc<Runtime>> {
         .enable_all()
         .build()?;
     Ok(Arc::new(runtime))
+}
+
+impl Pool {
+    /// See [`pool::Pool::map_by`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map_by<B: AsRef<[u8]>, W: Way<B>>(
+        &self,
+        buffer: B,
+        direction: W,
+        deadline: Instant,
+    ) -> Result<pool::Mapping<&pool::Pool, B, W>, Refused<B>> {
+        let mapped = self.inner.map_by(buffer, direction, deadline.into());
+        self.runtime.block_on(mapped)
+    }
+}
+
+impl Deref for Pool {
+    type Target = pool::Pool;
+
+    fn deref(&self) -> &pool::Pool {
+        &self.inner
+    }
 }

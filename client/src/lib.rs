@@ -79,6 +79,7 @@ mod opened;
 mod owner;
 mod pin;
 mod pins;
+pub mod pool;
 mod session;
 #[allow(dead_code)]
 mod token;

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 /// Slots that belong to one thread at a time.
-const OWN_SLOTS: usize = SLOTS - 1;
+pub(crate) const OWN_SLOTS: usize = SLOTS - 1;
 /// The slot of all other threads.
 const CROWD_SLOT: usize = OWN_SLOTS;
 
@@ -128,12 +128,16 @@ impl Pins {
         self.page.is_fenced()
     }
 
-    /// How many times the daemon took leases of this session away. A lease may be written while a
-    /// guard is held, if this still is then what it was before the lease was asked for.
-    #[allow(dead_code)] // The bounce pool asks.
+    /// How many times leases of the session were taken away. What a thread finds behind a pin is
+    /// what counts while it is pinned.
     #[inline]
     pub(crate) fn revocations(&self) -> u64 {
         self.page.revocations()
+    }
+
+    /// Is a thread pinned that has a slot of its own?
+    pub(crate) fn is_pinned(&self, slot: usize) -> bool {
+        self.page.view(slot).is_some()
     }
 
     /// Resolves when no guard holds a view older than `generation`. At once, mostly: then it does
@@ -294,6 +298,12 @@ impl Pins {
 }
 
 impl PinGuard<'_> {
+    /// The slot of its thread; at least [`OWN_SLOTS`] if that has none of its own.
+    #[inline]
+    pub(crate) fn slot(&self) -> usize {
+        self.at
+    }
+
     /// What it holds is at least as new: its view, or an older one that its thread had pinned
     /// before, or that others share its slot with.
     pub(crate) fn view(&self) -> u64 {

@@ -273,6 +273,11 @@ impl Session {
         &self.live
     }
 
+    /// Runs a task where the session was attached.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.inner.runtime.spawn(task);
+    }
+
     /// `None` where there is nobody left who could use the range again.
     fn pin_to_write(&self, iova: Iova, len: u64) -> Result<Option<Pin<'_>>, AddressError> {
         match self.pin() {

@@ -247,9 +247,7 @@ impl SharedMemory {
     ///
     /// When not all of them are mapped read-write.
     pub fn fill(&self, offset: u64, len: u64, byte: u8) -> Result<(), AccessError> {
-        let span = self.span(offset, len, Access::ReadWrite)?;
-        // SAFETY: `span` is `span.len` mapped, writable bytes.
-        unsafe { ptr::write_bytes(span.start, byte, span.len) };
+        self.span(offset, len, Access::ReadWrite)?.fill(byte);
         Ok(())
     }
 
@@ -734,6 +732,18 @@ impl<'a> SharedSlice<'a> {
         Ok(SharedU16Mut::new(word.atomic()))
     }
 
+    /// Sets all bytes from `offset` on to `byte`.
+    ///
+    /// # Errors
+    ///
+    /// When the slice ends before `offset`, or is read-only.
+    #[inline]
+    pub fn fill_from(&self, offset: u64, byte: u8) -> Result<(), AccessError> {
+        let len = self.len().saturating_sub(offset);
+        self.part(offset, len, Access::ReadWrite)?.fill(byte);
+        Ok(())
+    }
+
     /// The 32-bit word at `offset`, to load and to wait on.
     ///
     /// # Errors
@@ -1022,6 +1032,13 @@ impl<'a> Span<'a> {
         assert_eq!(self.len, from.len(), "a span is what was asked for");
         // SAFETY: as in `copy_out`, and the span is writable.
         unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.start, self.len) };
+    }
+
+    /// The span is writable.
+    #[inline]
+    fn fill(self, byte: u8) {
+        // SAFETY: `self.len` mapped, writable bytes.
+        unsafe { ptr::write_bytes(self.start, byte, self.len) };
     }
 }
 

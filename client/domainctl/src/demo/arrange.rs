@@ -120,6 +120,7 @@ impl Stage {
         let driver = actor("demo-driver", args.direction, host)?
             .args(["--devices", &args.devices.to_string()])
             .args(["--block", &args.block.to_string()])
+            .args(args.lease.then_some("--lease"))
             .stdin(input)
             .stdout(Stdio::piped())
             .spawn()
@@ -192,6 +193,8 @@ fn create_request(args: &DemoArgs, domain: &DomainId) -> v1::CreateDomainRequest
     let granules = args.block.div_ceil(GRANULE_BYTES) + 1;
     let slots = slots(args.devices, args.block) + 1;
     let bounce_bytes = slots * granules * GRANULE_BYTES;
+    // Slots of a lease are up to a quarter longer than their blocks.
+    let bounce_bytes = bounce_bytes + bounce_bytes / 4;
     let coherent_bytes = board_bytes(args.devices) + GRANULE_BYTES;
     v1::CreateDomainRequest {
         domain_id: domain.to_string(),

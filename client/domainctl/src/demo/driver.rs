@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use domain_core::Direction;
 use domain_core::coherent::CoherentSpec;
 use domain_core::session::Role;
-use domain_core::streaming::MapSpec;
-use domaind_client::blocking::{Buffer, Client, Mapping, Session};
+use domaind_client::blocking::{Client, Session};
 use domaind_client::{Error, v1};
 use hdrhistogram::Histogram;
 
 use super::board::{Board, Done, ENTRIES, Job, Ring, board_bytes};
+use super::carrier::{Carried, Carrier};
 use super::input::{Input, Next};
 use super::notes::{Latency, Note, Outcome, Sharer};
 use super::transform::Key;
@@ -24,9 +23,6 @@ use super::{ActorArgs, Way};
 const UNDER_WAY_BYTES: u64 = 64 << 20;
 /// Blocks that one device has at a time, if memory allows.
 const PER_DEVICE: u64 = 8;
-/// Guards before and behind every block in the registered memory.
-const GUARD: [u8; 61] = [0xc5; 61];
-const GUARD_BYTES: u64 = GUARD.len() as u64;
 /// How long to sleep at most when nothing rings.
 const IDLE: Duration = Duration::from_millis(100);
 /// How often to look whether the devices still live.
@@ -46,6 +42,9 @@ pub(crate) struct DriverArgs {
     devices: u64,
     #[arg(long)]
     block: u64,
+    /// Without calls to the daemon
+    #[arg(long)]
+    lease: bool,
 }
 
 /// How many blocks may be under way at a time.
@@ -88,11 +87,10 @@ struct Driver<'s> {
     client: &'s Client,
     session: &'s Session,
     way: Way,
-    block_bytes: u64,
     board: Board<'s>,
     rings: Vec<Ring<'s>>,
     sharers: Vec<Sharer>,
-    buffer: Buffer,
+    carrier: Carrier<'s>,
     /// Blocks under way, by slot.
     slots: Vec<Option<UnderWay>>,
     maps: Histogram<u64>,
@@ -103,7 +101,7 @@ struct Driver<'s> {
 
 /// A block in a device's hands.
 struct UnderWay {
-    mapping: Mapping,
+    carried: Carried,
     device: usize,
     block: u64,
     original: Vec<u8>,
@@ -118,18 +116,17 @@ impl<'s> Driver<'s> {
         rings: Vec<Ring<'s>>,
     ) -> anyhow::Result<Driver<'s>> {
         let slots = slots(args.devices, args.block);
-        let buffer = session.buffer(slots * (args.block + 2 * GUARD_BYTES))?;
+        let carrier = Carrier::new(session, args.lease, slots, args.block)?;
         // Three significant digits, from a microsecond to a minute and more.
         let histogram = || Histogram::new(3).context("a histogram");
         Ok(Driver {
             client,
             session,
             way: args.actor.direction,
-            block_bytes: args.block,
             board,
             rings,
             sharers: Vec::new(),
-            buffer,
+            carrier,
             slots: (0..slots).map(|_| None).collect(),
             maps: histogram()?,
             unmaps: histogram()?,
@@ -258,29 +255,20 @@ impl<'s> Driver<'s> {
             .iter()
             .position(Option::is_none)
             .expect("has_room() said so");
-        self.stage(slot, &original)?;
-        let spec = MapSpec {
-            keep_offset: true,
-            ..MapSpec::new(
-                self.buffer.memory().id(),
-                self.place(slot),
-                original.len() as u64,
-                Direction::from(self.way),
-            )
-        };
+        let staged = self.carrier.stage(slot, &original)?;
         let started = Instant::now();
-        let mapping = self.session.map(spec)?;
+        let carried = staged.map(self.way)?;
         record(&mut self.maps, started);
         let (block, device) = (self.blocks, self.least_busy());
         let job = Job {
-            iova: mapping.iova().get(),
-            len_bytes: mapping.len_bytes(),
+            iova: carried.iova().get(),
+            len_bytes: original.len() as u64,
             block,
             slot: slot as u64,
         };
         self.rings[device].post(job)?;
         self.slots[slot] = Some(UnderWay {
-            mapping,
+            carried,
             device,
             block,
             original,
@@ -294,19 +282,6 @@ impl<'s> Driver<'s> {
         (0..self.rings.len())
             .min_by_key(busy)
             .expect("there is at least one device")
-    }
-
-    /// Where the block of a slot begins in the registered memory: at an odd
-    /// place, between two guards.
-    fn place(&self, slot: usize) -> u64 {
-        slot as u64 * (self.block_bytes + 2 * GUARD_BYTES) + GUARD_BYTES
-    }
-
-    fn stage(&self, slot: usize, original: &[u8]) -> anyhow::Result<()> {
-        let place = self.place(slot);
-        self.buffer.copy_in(place - GUARD_BYTES, &GUARD)?;
-        self.buffer.copy_in(place, original)?;
-        Ok(self.buffer.copy_in(place + original.len() as u64, &GUARD)?)
     }
 
     /// Takes back every block that is done.
@@ -334,7 +309,7 @@ impl<'s> Driver<'s> {
             .filter(is_its)
             .and_then(Option::take);
         let UnderWay {
-            mapping,
+            carried,
             block,
             original,
             ..
@@ -344,46 +319,35 @@ impl<'s> Driver<'s> {
                 done.block
             )
         })?;
-        let written = (self.way == Way::FromDevice).then_some(original.len() as u64);
         let started = Instant::now();
-        mapping.unmap(written).map_err(Error::from)?;
+        let arrived = carried.unmap(original.len())?;
         record(&mut self.unmaps, started);
-        self.verify(slot, device as u64, block, &original, done.checksum)?;
+        let came = arrived.open(block, original.len())?;
+        self.verify(came, device as u64, block, &original, done.checksum)?;
         self.bytes += original.len() as u64;
         self.sharers[0].blocks += 1;
         self.sharers[1 + device].blocks += 1;
         Ok(())
     }
 
-    /// Exactly the right bytes came back, nothing beside them was touched, and
-    /// undone they are the file again.
+    /// Exactly the right bytes came back, and undone they are the file again.
     fn verify(
         &self,
-        slot: usize,
+        mut came: Vec<u8>,
         device: u64,
         block: u64,
         original: &[u8],
         checksum: u64,
     ) -> anyhow::Result<()> {
-        let mut came = vec![0; original.len() + 2 * GUARD.len()];
-        self.buffer
-            .copy_out(self.place(slot) - GUARD_BYTES, &mut came)?;
-        let (before, rest) = came.split_at_mut(GUARD.len());
-        let (came, behind) = rest.split_at_mut(original.len());
-        let untouched = *before == GUARD && *behind == GUARD;
         ensure!(
-            untouched,
-            "block {block}: bytes beside the buffer were changed"
-        );
-        ensure!(
-            u64::from(crc32c::crc32c(came)) == checksum,
+            u64::from(crc32c::crc32c(&came)) == checksum,
             "block {block}: not what device {device} left"
         );
         match self.way {
-            Way::Both => Key::of(device, block).apply(0, came),
+            Way::Both => Key::of(device, block).apply(0, &mut came),
             Way::ToDevice => {}
             Way::FromDevice => {
-                Key::of(device, block).apply(0, came);
+                Key::of(device, block).apply(0, &mut came);
                 ensure!(
                     came.iter().all(|byte| *byte == 0),
                     "block {block}: not device {device}'s pattern"

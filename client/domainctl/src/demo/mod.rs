@@ -10,9 +10,12 @@
 //!         driver: compares, undoes  <- [daemon copies] <- devices
 //!                       ^--- rings in coherent memory ---^
 //! ```
+//!
+//! With `--lease` the driver copies, from and to memory of its own.
 
 mod arrange;
 mod board;
+mod carrier;
 mod device;
 mod driver;
 mod input;
@@ -58,6 +61,9 @@ pub(crate) struct DemoArgs {
     /// Which way the bytes travel
     #[arg(long, value_enum, default_value_t)]
     direction: Way,
+    /// The driver leases memory and copies by itself: no call for each block
+    #[arg(long)]
+    lease: bool,
 }
 
 /// Which way the bytes of a mapping travel.

@@ -18,6 +18,8 @@ use crate::size::human;
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     verified: bool,
+    /// The driver copied by itself, in leased memory.
+    lease: bool,
     bytes: u64,
     blocks: u64,
     driver_pids: Vec<i32>,
@@ -64,6 +66,7 @@ impl Report {
         let per_second = |count: u64| rate(count, outcome.elapsed_ns);
         Report {
             verified: true,
+            lease: args.lease,
             bytes: outcome.bytes,
             blocks: outcome.blocks,
             driver_pids: pids(drivers),
@@ -132,6 +135,7 @@ impl Report {
             ),
         );
         line("verified", verdict(direction).to_owned());
+        line("copied by", copier(self.lease).to_owned());
         line("domain", self.domain.name.clone());
         line(
             "  bounce",
@@ -176,6 +180,13 @@ impl Report {
             line("unmap", latency(self.extra.unmap_latency_ns));
         }
         text
+    }
+}
+
+fn copier(lease: bool) -> &'static str {
+    match lease {
+        true => "the driver, into leased memory",
+        false => "the daemon, from registered memory",
     }
 }
 

@@ -15,6 +15,7 @@ mod clock;
 mod copy;
 mod crowd;
 mod handover;
+mod lease;
 mod lookup;
 mod memory;
 mod mixed;
@@ -97,6 +98,7 @@ fn run(cli: Cli) -> io::Result<()> {
     update::rows(&report, &scale)?;
     set_map::rows(&report, &scale)?;
     copy::rows(&report, &scale)?;
+    lease::rows(&report, &scale)?;
     translate::rows(&report, &scale)?;
     removal::rows(&report, &scale)?;
     attached::rows(&report, &scale)?;

@@ -36,6 +36,8 @@ pub(crate) enum Limit {
     Peer(&'static str, f64),
     /// At most so many times the floor.
     Floor(f64),
+    /// At most so much more than the floor.
+    Beyond(f64),
     AtMost(f64),
     AtLeast(f64),
 }
@@ -45,6 +47,7 @@ impl Limit {
         match self {
             Limit::Peer(name, times) => row.peer(name).is_none_or(|peer| ours <= times * peer),
             Limit::Floor(times) => row.floor().is_some_and(|floor| ours <= times * floor),
+            Limit::Beyond(most) => row.floor().is_some_and(|floor| ours <= floor + most),
             Limit::AtMost(most) => ours <= most,
             Limit::AtLeast(least) => ours >= least,
         }
@@ -56,6 +59,7 @@ impl fmt::Display for Limit {
         match self {
             Limit::Peer(name, times) => write!(f, "<= {times:.3} x {name}"),
             Limit::Floor(times) => write!(f, "<= {times:.3} x floor"),
+            Limit::Beyond(most) => write!(f, "<= floor + {most}"),
             Limit::AtMost(most) => write!(f, "<= {most}"),
             Limit::AtLeast(least) => write!(f, ">= {least}"),
         }
