@@ -797,8 +797,8 @@ impl State {
         bounces
             .filter(|held| held.is_retired())
             .for_each(|held| held.scrub = true);
+        self.revoke_leases(&bounced);
         let abandoned = self.abandon_all(bounced);
-        self.revoke_leases(&abandoned);
         Ok(Ended {
             streaming,
             leases,

@@ -110,9 +110,10 @@ impl State {
         }
     }
 
-    /// Tells sessions that the service has taken leases of theirs away. Called when
-    /// these are hidden, and before anybody is asked: who is seen to hold nothing
-    /// then has let go of them, or sees this word before it touches them again.
+    /// Tells sessions that the service takes leases of theirs away. Called before the
+    /// generation is published that hides them, and so before anybody is asked: who
+    /// has pinned that generation, or is seen to hold nothing, finds this out before
+    /// it touches them again.
     pub(super) fn revoke_leases(&self, keys: &[Iova]) {
         let leases = keys.iter().map(|at| &self.held[at]);
         let leases = leases.filter(|held| held.is_lease());

@@ -26,10 +26,11 @@
 //! and so a fenced session never reaches anything that is newer than its fence.
 //!
 //! Whoever writes into a lease without a walk, because it knows its place, reads the count of
-//! revocations (word 3) while it is pinned, and writes only if that is still what it was when it was given the
-//! lease. A service that takes a lease away hides its entry, stores the next count, and then looks at the slots, behind
-//! the same fence; a client stores its slot, and reads the count behind the other. So either the client
-//! reads the new count and writes nothing, or the service finds the slot taken and waits.
+//! revocations (word 3) while it is pinned, and writes only if that is still what it was when it was
+//! given the lease. A service that takes a lease away stores the next count, then publishes the
+//! generation that hides the entry, and then looks at the slots. A slot with a view of that generation
+//! has loaded it, and with it the count. For one with an older view there are the same two fences: either
+//! the client reads the new count and writes nothing, or the service finds the slot taken and waits.
 //!
 //! # What the service believes
 //!

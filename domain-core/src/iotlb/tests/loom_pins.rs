@@ -45,6 +45,8 @@ enum Bug {
     FenceTooLate,
     /// A lease's owner reads the count of revocations before it pins.
     RevocationsBeforePin,
+    /// The service counts a revocation after it has published the generation that hides the lease.
+    RevokeAfterHiding,
     /// The service counts a revocation after it has looked at the slots.
     RevokeTooLate,
 }
@@ -354,7 +356,7 @@ fn found_a_fence_that_comes_too_late() {
 }
 
 /// A lease is taken away. Its owner does not walk: it pins, reads the count of revocations, and writes
-/// if that is what it was when it was given the lease. Its entry is hidden, the revocation counted, and
+/// if that is what it was when it was given the lease. The revocation is counted, its entry hidden, and
 /// the memory used again if no slot holds an older view.
 fn leased(times: usize, bug: Bug) {
     exhaustive(move || {
@@ -369,14 +371,12 @@ fn leased(times: usize, bug: Bug) {
                 }
             })
         };
+        let revoke_if = |now: bool| now.then(|| shared.page.revoke());
+        revoke_if(!matches!(bug, Bug::RevokeAfterHiding | Bug::RevokeTooLate));
         iotlb.remove(own(GRANULE).range.start()).unwrap();
-        if bug != Bug::RevokeTooLate {
-            shared.page.revoke();
-        }
+        revoke_if(bug == Bug::RevokeAfterHiding);
         let is_acked = shared.is_acked(iotlb.generation(), bug);
-        if bug == Bug::RevokeTooLate {
-            shared.page.revoke();
-        }
+        revoke_if(bug == Bug::RevokeTooLate);
         if is_acked {
             shared.memory.use_for_something_else();
         }
@@ -410,6 +410,12 @@ fn an_owner_that_pins_again_and_again_sees_that_its_lease_is_revoked() {
 #[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
 fn found_a_count_of_revocations_that_is_read_before_the_pin() {
     leased(1, Bug::RevocationsBeforePin);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
+fn found_a_revocation_that_comes_after_the_removal_is_published() {
+    leased(1, Bug::RevokeAfterHiding);
 }
 
 #[test]
