@@ -92,6 +92,11 @@ impl Lease {
         finished.unwrap_or_else(|error| Err(Kept::new(in_need, error)))
     }
 
+    /// The daemon has taken it away.
+    pub(crate) fn forget(mut self) {
+        self.guard.disarm();
+    }
+
     /// Guards what the daemon says it has leased, and checks that it is at least
     /// what was asked for.
     fn adopt(

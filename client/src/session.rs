@@ -281,16 +281,21 @@ impl Session {
     /// `None` where there is nobody left who could use the range again.
     fn pin_to_write(&self, iova: Iova, len: u64) -> Result<Option<Pin<'_>>, AddressError> {
         match self.pin() {
-            Ok(pin) if !self.live.pins.is_fenced() => return Ok(Some(pin)),
-            _ => {}
-        }
-        let ended = self.is_ended().map(|ended| ended.reason);
-        match ended {
-            Some(EndReason::DomainDeleted | EndReason::Shutdown | EndReason::ConnectionLost) => {
-                Ok(None)
-            }
+            Ok(pin) if !self.live.pins.is_fenced() => Ok(Some(pin)),
+            _ if self.has_memory_to_itself() => Ok(None),
             _ => Err(AddressError::Ended { iova, len }),
         }
+    }
+
+    /// Has the session ended in a way that nobody is left who could use its memory for anything
+    /// else?
+    #[cold]
+    pub(crate) fn has_memory_to_itself(&self) -> bool {
+        let ended = self.is_ended().map(|ended| ended.reason);
+        matches!(
+            ended,
+            Some(EndReason::DomainDeleted | EndReason::Shutdown | EndReason::ConnectionLost)
+        )
     }
 }
 

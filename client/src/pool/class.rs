@@ -9,18 +9,14 @@ pub(super) const PAGE_BYTES: usize = 4096;
 pub(super) const UNIT_BYTES: usize = 256;
 /// How many classes there are.
 pub(super) const CLASSES: usize = SMALL.len() + PAGES.len();
-/// Those below this are kept by threads; longer ones take so long to copy that a lock is nothing.
-pub(super) const CACHED_CLASSES: usize = SMALL.len() + 15;
-/// The longest slot of a class. What is longer is taken from a lease as it is.
+/// The longest slot of a class. What is longer takes so long to copy that a lock is nothing, and is
+/// taken from a lease as it is, in whole pages.
 pub(super) const LONGEST_BYTES: usize = PAGES[PAGES.len() - 1] as usize * PAGE_BYTES;
 
 /// Five of 768 and three of 1280 bytes fill a page as well as powers of two do; of 1536 no more go
 /// into one than of 2048.
 const SMALL: [u16; 7] = [256, 512, 768, 1024, 1280, 2048, 4096];
-const PAGES: [u16; 27] = [
-    2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192,
-    224, 256,
-];
+const PAGES: [u16; 15] = [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32];
 
 const SLOT_BYTES: [u32; CLASSES] = slot_bytes();
 /// The class of a length in units, up to a page.
@@ -43,6 +39,15 @@ impl Class {
         }
         .copied()
         .map(Class)
+    }
+
+    /// Bytes that a buffer of this length takes.
+    #[inline]
+    pub(super) fn room_bytes(len: usize) -> usize {
+        match Class::of(len) {
+            Some(class) => class.slot_bytes(),
+            None => len.next_multiple_of(PAGE_BYTES),
+        }
     }
 
     /// The class of this number, if there are so many.
@@ -134,7 +139,10 @@ mod tests {
             let class = Class::of(len).unwrap();
             assert!(class.slot_bytes() >= len, "{len}");
             let shorter = Class::all().filter(|other| other.slot_bytes() < class.slot_bytes());
-            assert!(shorter.into_iter().all(|other| other.slot_bytes() < len), "{len}");
+            assert!(
+                shorter.into_iter().all(|other| other.slot_bytes() < len),
+                "{len}"
+            );
         }
         assert_eq!(Class::of(LONGEST_BYTES + 1), None);
     }
@@ -157,7 +165,10 @@ mod tests {
                 assert!(next - start >= bytes, "{class:?} {slot}");
                 assert_eq!(class.slot_at(start / UNIT_BYTES), slot);
                 let in_page = start % PAGE_BYTES;
-                assert!(in_page == 0 || in_page + bytes <= PAGE_BYTES, "{class:?} {slot}");
+                assert!(
+                    in_page == 0 || in_page + bytes <= PAGE_BYTES,
+                    "{class:?} {slot}"
+                );
             }
         }
     }

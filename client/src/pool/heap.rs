@@ -159,7 +159,9 @@ impl<L> Heap<L> {
     /// A slot comes back.
     pub(super) fn give(&mut self, class: Class, unit: Unit) {
         let number = self.owner(unit);
-        let span = self.spans[number as usize].as_mut().expect("a slot lies in a span");
+        let span = self.spans[number as usize]
+            .as_mut()
+            .expect("a slot lies in a span");
         debug_assert_eq!(span.class, class, "a slot keeps its class");
         let was_full = span.free == 0;
         span.give(unit);
@@ -176,7 +178,10 @@ impl<L> Heap<L> {
     /// Takes whole pages for something longer than any class.
     pub(super) fn take_pages(&mut self, bytes: usize) -> Option<Unit> {
         let request = AllocRequest::of(bytes as u64);
-        let range = self.lots.iter_mut().find_map(|lot| lot.pages.alloc(request).ok())?;
+        let range = self
+            .lots
+            .iter_mut()
+            .find_map(|lot| lot.pages.alloc(request).ok())?;
         Some(self.unit_of(range))
     }
 
@@ -259,7 +264,9 @@ impl<L> Heap<L> {
 
     fn run(&mut self, bytes: usize) -> Option<IovaRange> {
         let request = AllocRequest::of(bytes as u64);
-        self.lots.iter_mut().find_map(|lot| lot.pages.alloc(request).ok())
+        self.lots
+            .iter_mut()
+            .find_map(|lot| lot.pages.alloc(request).ok())
     }
 
     fn enter(&mut self, span: Span) -> u32 {
@@ -272,22 +279,30 @@ impl<L> Heap<L> {
     }
 
     fn end_span(&mut self, number: u32) {
-        let span = self.spans[number as usize].take().expect("a span ends once");
+        let span = self.spans[number as usize]
+            .take()
+            .expect("a span ends once");
         self.set_owner(span.range, NO_SPAN);
         let lot = self.lot_of(span.first);
-        lot.pages.free(span.range).expect("a span's pages were taken");
+        lot.pages
+            .free(span.range)
+            .expect("a span's pages were taken");
         self.spare.push(number);
     }
 
     fn list(&mut self, number: u32) {
-        let span = self.spans[number as usize].as_mut().expect("a span that lives");
+        let span = self.spans[number as usize]
+            .as_mut()
+            .expect("a span that lives");
         let open = &mut self.open[span.class.index()];
         span.listed = open.len();
         open.push(number);
     }
 
     fn unlist(&mut self, number: u32) {
-        let span = self.spans[number as usize].as_ref().expect("a span that lives");
+        let span = self.spans[number as usize]
+            .as_ref()
+            .expect("a span that lives");
         let (at, open) = (span.listed, &mut self.open[span.class.index()]);
         open.swap_remove(at);
         if let Some(moved) = open.get(at).copied() {
@@ -319,7 +334,10 @@ impl<L> Heap<L> {
     }
 
     fn unit_of(&self, range: IovaRange) -> Unit {
-        let offset = range.start().offset_from(self.base).expect("inside the aperture");
+        let offset = range
+            .start()
+            .offset_from(self.base)
+            .expect("inside the aperture");
         let unit = u32::try_from(offset / UNIT_BYTES as u64);
         Unit(unit.expect("checked when the lease came"))
     }
@@ -439,7 +457,11 @@ mod tests {
         let used = take(&mut heap, 4096).unwrap();
 
         assert_eq!(heap.shed(0), [""; 0], "seen for the first time");
-        assert_eq!(heap.shed(17 * PAGE), [""; 0], "less would stay than is kept");
+        assert_eq!(
+            heap.shed(17 * PAGE),
+            [""; 0],
+            "less would stay than is kept"
+        );
         assert_eq!(heap.shed(16 * PAGE), ["b"]);
         assert_eq!(heap.shed(0), [""; 0], "in use");
         give(&mut heap, used, 4096);

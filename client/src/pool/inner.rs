@@ -81,10 +81,19 @@ impl Slot {
 /// While it lives nothing of the session's leases is used for anything else, if none was taken away
 /// before.
 struct Pinned<'p> {
-    guard: PinGuard<'p>,
+    /// `None` when the daemon is gone: then nobody is left who could take a lease away.
+    guard: Option<PinGuard<'p>>,
     /// How many times leases were taken away. Read behind the pin: who takes them away counts
     /// first, and then looks for pins.
     epoch: u64,
+}
+
+impl Pinned<'_> {
+    /// The slot of its thread, if that has one of its own.
+    #[inline(always)]
+    fn slot(&self) -> usize {
+        self.guard.as_ref().map_or(OWN_SLOTS, PinGuard::slot)
+    }
 }
 
 impl Inner {
@@ -205,7 +214,7 @@ impl Inner {
         };
         let added = heap.add(lease.range(), lease);
         drop(heap);
-        drop(revoked);
+        forget(revoked);
         self.room.notify_waiters();
         added
     }
@@ -248,7 +257,10 @@ impl Inner {
     /// The memory of a slot, all of it.
     #[inline(always)]
     fn slot(&self, place: Place) -> SharedSlice<'_> {
-        let memory = self.live().apertures.bounce_from(place.slot.unit().offset_bytes());
+        let memory = self
+            .live()
+            .apertures
+            .bounce_from(place.slot.unit().offset_bytes());
         memory.expect(LEASED).first(place.room_bytes())
     }
 
@@ -256,8 +268,7 @@ impl Inner {
     fn pinned(&self) -> Result<Pinned<'_>, PoolError> {
         let live = self.live();
         let guard = live.pins.pin(live.table.generation());
-        let guard = guard.ok_or(PoolError::Ended)?;
-        if live.pins.is_fenced() {
+        if (guard.is_none() || live.pins.is_fenced()) && !self.session.has_memory_to_itself() {
             return Err(PoolError::Ended);
         }
         let epoch = live.pins.revocations();
@@ -276,7 +287,7 @@ impl Inner {
     /// What this thread keeps, if it may use it.
     #[inline(always)]
     fn cache(&self, pinned: &Pinned<'_>) -> Option<&Cache> {
-        let cache = self.caches.get(pinned.guard.slot())?.get()?;
+        let cache = self.caches.get(pinned.slot())?.get()?;
         cache.is_of(pinned.epoch).then_some(cache)
     }
 
@@ -284,7 +295,7 @@ impl Inner {
     fn take(&self, pinned: &Pinned<'_>, len: usize) -> Result<Place, PoolError> {
         let slot = match self.take_own(pinned, len) {
             Some(slot) => Some(slot),
-            None => self.take_slowly(pinned.guard.slot(), len),
+            None => self.take_slowly(pinned.slot(), len),
         };
         match slot {
             Some(slot) => Ok(Place { slot, len }),
@@ -314,9 +325,9 @@ impl Inner {
         }
         let stock = heap.stock();
         drop(heap);
-        drop(revoked);
+        forget(revoked);
         if unit.is_none() {
-            self.bell.ring_for(len as u64);
+            self.bell.ring_for(Class::room_bytes(len) as u64);
         } else if stock.free_bytes < self.options.spare_bytes
             && stock.leased_bytes < self.options.most_bytes
         {
@@ -341,7 +352,7 @@ impl Inner {
         let (len_bytes, most_bytes) = (len as u64, self.options.most_bytes);
         match len_bytes {
             0 => Err(PoolError::ZeroLength),
-            _ if len_bytes > most_bytes => Err(PoolError::TooLong {
+            _ if Class::room_bytes(len) as u64 > most_bytes => Err(PoolError::TooLong {
                 len_bytes,
                 most_bytes,
             }),
@@ -407,7 +418,7 @@ impl Inner {
             return;
         }
         debug_assert_eq!(epoch, pinned.epoch, "only what is still ours comes back");
-        self.put_slowly(pinned.guard.slot(), place);
+        self.put_slowly(pinned.slot(), place);
     }
 
     /// For a thread that is pinned in this slot.
@@ -419,7 +430,7 @@ impl Inner {
             self.put_to(&mut heap, pinned_in, place);
         }
         drop(heap);
-        drop(revoked);
+        forget(revoked);
         if self.waiting.load(Relaxed) > 0 {
             self.room.notify_waiters();
         }
@@ -487,16 +498,18 @@ impl fmt::Debug for Inner {
     }
 }
 
+/// Leases that the daemon has taken away: there is nothing to give back.
+fn forget(revoked: Vec<Lease>) {
+    revoked.into_iter().for_each(Lease::forget);
+}
+
 const LEASED: &str = "leased memory is mapped, and may be written";
 
 impl Place {
     /// Bytes of the slot.
     #[inline(always)]
     fn room_bytes(self) -> u64 {
-        match self.slot.class() {
-            Some(class) => class.slot_bytes() as u64,
-            None => (self.len as u64).next_multiple_of(super::class::PAGE_BYTES as u64),
-        }
+        Class::room_bytes(self.len) as u64
     }
 }
 
@@ -506,23 +519,5 @@ pub(super) struct Waits<'p>(&'p AtomicUsize);
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
-    }
-}
-
-#[cfg(test)]
-impl Inner {
-    pub(super) fn measure_parts(&self, measure: &mut dyn FnMut(&str, &mut dyn FnMut())) {
-        use std::hint::black_box;
-        measure("nothing", &mut || {});
-        measure("pinned", &mut || { black_box(black_box(self).pinned().is_ok()); });
-        let place = self.place_bytes(&[1; 64]).unwrap();
-        measure("pinned_for", &mut || { black_box(black_box(self).pinned_for(place).is_ok()); });
-        measure("copy_in 64", &mut || { black_box(self).slot(black_box(place)).copy_in(0, black_box(&[1; 64])).unwrap(); });
-        measure("fill 192", &mut || { black_box(self).slot(black_box(place)).fill_from(64, 0).unwrap(); });
-        let pinned = self.pinned().unwrap();
-        measure("take put", &mut || { let place = black_box(self).take(&pinned, black_box(64)).unwrap(); black_box(self).put(&pinned, black_box(place)); });
-        measure("take put nested pin", &mut || { let place = black_box(self).place_bytes(black_box(&[1;64])).unwrap(); black_box(self).end(black_box(place), None).unwrap(); });
-        drop(pinned);
-        measure("place_bytes, end", &mut || { let place = black_box(self).place_bytes(black_box(&[1;64])).unwrap(); black_box(self).end(black_box(place), None).unwrap(); });
     }
 }

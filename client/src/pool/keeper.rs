@@ -25,12 +25,12 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Bell {
     rung: Notify,
-    /// The longest buffer that found no room since the task looked.
+    /// The most bytes in one piece that were not found since the task looked.
     wanted: AtomicU64,
 }
 
 impl Bell {
-    /// More is needed: for a buffer of so many bytes, or before there is one.
+    /// More is needed: so many bytes in one piece, or some before they are needed.
     pub(super) fn ring_for(&self, wanted: u64) {
         self.wanted.fetch_max(wanted, Relaxed);
         self.rung.notify_one();

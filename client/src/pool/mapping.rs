@@ -152,7 +152,10 @@ impl<P: Borrow<Pool>, B, W> Mapping<P, B, W> {
 
     /// With one look at the lease for the copy and for the slot.
     #[inline(always)]
-    fn end(mut self, written: impl FnOnce(&mut B) -> Option<&mut [u8]>) -> Result<B, Refused<Self>> {
+    fn end(
+        mut self,
+        written: impl FnOnce(&mut B) -> Option<&mut [u8]>,
+    ) -> Result<B, Refused<Self>> {
         let into = written(&mut self.buffer);
         match self.hold.inner().end(self.hold.place(), into) {
             Ok(()) => {

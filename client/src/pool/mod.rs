@@ -50,9 +50,7 @@ use domain_core::perm::Direction;
 use tokio::time::{Instant, timeout_at};
 
 use self::inner::Inner;
-pub use self::mapping::{
-    Bidirectional, CopiesBack, CopiesIn, FromDevice, Mapping, ToDevice, Way,
-};
+pub use self::mapping::{Bidirectional, CopiesBack, CopiesIn, FromDevice, Mapping, ToDevice, Way};
 pub use self::scatter::Scatter;
 use crate::error::Error;
 use crate::session::Session;
@@ -107,7 +105,11 @@ pub enum PoolError {
     #[error("{written_bytes} bytes written to a mapping of {len_bytes}")]
     WrittenTooLarge { written_bytes: u64, len_bytes: u64 },
     #[error("bytes {start}..{end} of a mapping of {len_bytes}")]
-    OutsideMapping { start: u64, end: u64, len_bytes: u64 },
+    OutsideMapping {
+        start: u64,
+        end: u64,
+        len_bytes: u64,
+    },
     /// The bounce aperture was reset: what the device wrote is lost.
     #[error("the lease was taken away by a reset of the bounce aperture")]
     Revoked,
@@ -267,55 +269,5 @@ impl From<FromDevice> for Direction {
 impl From<Bidirectional> for Direction {
     fn from(_: Bidirectional) -> Direction {
         Direction::Bidirectional
-    }
-}
-
-#[cfg(test)]
-mod measure {
-    use std::hint::black_box;
-    use std::time::Instant;
-
-    use super::*;
-    use crate::fake::FakeDaemon;
-
-    fn measure(what: &str, mut run: impl FnMut()) -> f64 {
-        const TIMES: u32 = 50_000;
-        let rounds = (0..60).map(|_| {
-            let start = Instant::now();
-            (0..TIMES).for_each(|_| run());
-            start.elapsed()
-        });
-        let each = rounds.min().unwrap().as_secs_f64() / f64::from(TIMES) * 1e9;
-        println!("{what}: {each:.2} ns");
-        each
-    }
-
-    #[tokio::test]
-    #[ignore = "a measurement"]
-    async fn what_a_mapping_costs() {
-        let fake = FakeDaemon::start().await;
-        let pool = fake.session.pool(PoolOptions { spare_bytes: 0, lease_bytes: 16384, most_bytes: 16384, ..PoolOptions::default() }).await.unwrap();
-        let session = &fake.session;
-        measure("session.pin", || { black_box(black_box(session).pin().is_ok()); });
-        pool.inner.measure_parts(&mut |what, run| { measure(what, run); });
-        for len in [4096, 64, 256] {
-            let bytes = vec![7u8; len]; drop(fake.session.clone());
-            let mut target = vec![0u8; 4096];
-            let floor = measure("memcpy", || {
-                black_box(&mut target)[..len].copy_from_slice(black_box(&bytes));
-            });
-            let ours = measure(&format!("to device {len}"), || {
-                let mapping = black_box(&pool).map(black_box(bytes.as_slice()), ToDevice).unwrap();
-                black_box(mapping.iova());
-                mapping.unmap().unwrap();
-            });
-            println!("   beyond: {:.1}", ours - floor);
-            let mut buffer = vec![0u8; len];
-            measure(&format!("bidirectional {len}"), || {
-                let mapping = black_box(&pool).map(black_box(buffer.as_mut_slice()), Bidirectional).unwrap();
-                black_box(mapping.iova());
-                mapping.unmap().unwrap();
-            });
-        }
     }
 }
