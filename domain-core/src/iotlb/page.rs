@@ -26,11 +26,13 @@
 //! and so a fenced session never reaches anything that is newer than its fence.
 //!
 //! Whoever writes into a lease without a walk, because it knows its place, reads the count of
-//! revocations (word 3) while it is pinned, and writes only if that is still what it was when it was
-//! given the lease. A service that takes a lease away stores the next count, then publishes the
-//! generation that hides the entry, and then looks at the slots. A slot with a view of that generation
-//! has loaded it, and with it the count. For one with an older view there are the same two fences: either
-//! the client reads the new count and writes nothing, or the service finds the slot taken and waits.
+//! revocations (word 3) while it is pinned, and writes only if that is still what it was when it was given the
+//! lease. A service that takes a lease away stores the next count, then hides the entry, which publishes a generation,
+//! and then looks at the slots, behind the same fence; a client stores its slot, and reads the count behind the other. So
+//! either the client reads the new count and writes nothing, or the service finds the slot taken. If that holds
+//! an older view, the service waits. If it holds the new one, its owner has loaded the new generation, and with
+//! it the count that was stored before: had the count been stored after the entry was hidden, such a client would write
+//! and nobody would wait for it.
 //!
 //! # What the service believes
 //!
@@ -174,8 +176,8 @@ impl<W: WordSink> SessionPage<W> {
 
 /// The service's side, where it reads as well.
 impl<W: WordSink> SessionPage<W> {
-    /// Says that leases of the session were taken away. They are hidden before, and the slots are
-    /// looked at afterwards. By one thread at a time.
+    /// Says that leases of the session are taken away. They are hidden after this, and the slots are
+    /// looked at after that. By one thread at a time.
     pub fn revoke(&self) {
         let count = self.load(REVOKED_WORD).wrapping_add(1);
         self.words.store(REVOKED_WORD, count, Release);
