@@ -14,12 +14,11 @@ use anyhow::{Context, ensure};
 use domain_core::addr::IovaRange;
 use domain_core::direct::{DirectSpec, Placement};
 use domain_core::perm::Perm;
-use domain_core::region::Access;
 use domain_core::session::Role;
-use domaind_client::{Buffer, Session, blocking};
+use domaind_client::{Buffer, Session};
 
 use super::latency::Lap;
-use super::party::{Party, Place};
+use super::party::{Device, Party, Place};
 use super::turns::Work;
 use super::{BOUNCE_BYTES, Facts};
 
@@ -38,9 +37,12 @@ const MESSAGE_BYTES: usize = 64;
 /// Maps a piece of its memory and ends that again. Another piece stays, so that
 /// the memory is never closed, which would take the device longer.
 struct Remover {
+    /// The first one has it. It is dropped first, and so is what stands first
+    /// here: before the memory that is pinned.
+    _pinning: Option<Pinning>,
+    still_pins: Arc<AtomicBool>,
     spec: DirectSpec,
     echo: Echo,
-    device: Arc<Device>,
     _buffer: Buffer,
     session: Session,
     party: Party,
@@ -48,10 +50,11 @@ struct Remover {
 
 pub(super) fn crew(place: &Place) -> anyhow::Result<Vec<Box<dyn Work>>> {
     let first = Prepared::new(place)?;
-    let device = Arc::new(Device::start(place, first.stays)?);
-    let mut work: Vec<Box<dyn Work>> = vec![Box::new(first.with(&device)?)];
+    let pinning = Pinning::start(place, first.stays)?;
+    let still_pins = Arc::clone(&pinning.still_pins);
+    let mut work: Vec<Box<dyn Work>> = vec![Box::new(first.beside(&still_pins, Some(pinning))?)];
     for _ in 1..place.threads {
-        work.push(Box::new(Prepared::new(place)?.with(&device)?));
+        work.push(Box::new(Prepared::new(place)?.beside(&still_pins, None)?));
     }
     Ok(work)
 }
@@ -91,11 +94,16 @@ impl Prepared {
         })
     }
 
-    fn with(self, device: &Arc<Device>) -> anyhow::Result<Remover> {
+    fn beside(
+        self,
+        still_pins: &Arc<AtomicBool>,
+        pinning: Option<Pinning>,
+    ) -> anyhow::Result<Remover> {
         Ok(Remover {
+            _pinning: pinning,
+            still_pins: Arc::clone(still_pins),
             spec: self.spec,
             echo: Echo::start()?,
-            device: Arc::clone(device),
             _buffer: self.buffer,
             session: self.session,
             party: self.party,
@@ -113,7 +121,8 @@ impl Work for Remover {
             let took = start.elapsed();
             Ok::<_, domaind_client::Error>(Lap { took, ops: 1 })
         })?;
-        ensure!(self.device.still_pins(), "the device pins no more");
+        let still_pins = self.still_pins.load(Ordering::Relaxed);
+        ensure!(still_pins, "the device pins no more");
         Ok(lap)
     }
 
@@ -125,43 +134,40 @@ impl Work for Remover {
     }
 }
 
-/// A session that pins, translates and unpins, over and over, on a thread of its
-/// own; another one of its threads hears what the daemon asks.
-struct Device {
+/// A device that pins, translates and unpins, over and over, on a thread of its
+/// own.
+struct Pinning {
     stop: Arc<AtomicBool>,
+    /// Until it was stopped, or something is wrong.
+    still_pins: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Device {
-    fn start(place: &Place, range: IovaRange) -> anyhow::Result<Device> {
-        let client = blocking::Client::connect(&place.dir)?;
-        let session = client.attach(&place.domain, Role::Device, Access::ReadWrite)?;
-        session.open(range, Perm::Read)?;
+impl Pinning {
+    fn start(place: &Place, range: IovaRange) -> anyhow::Result<Pinning> {
+        let device = Device::attach(place)?;
+        device.open(range, Perm::Read)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let still_pins = Arc::new(AtomicBool::new(true));
+        let (told, tell) = (Arc::clone(&stop), Arc::clone(&still_pins));
         let pinning = move || {
-            while !told.load(Ordering::Relaxed) {
-                let Ok(pin) = session.pin() else { return };
-                if pin.translate(range, Perm::Read).is_err() {
-                    return;
-                }
-            }
+            let translates = || {
+                device
+                    .pin()
+                    .is_ok_and(|pin| pin.translate(range, Perm::Read).is_ok())
+            };
+            while !told.load(Ordering::Relaxed) && translates() {}
+            tell.store(false, Ordering::Relaxed);
         };
-        Ok(Device {
+        Ok(Pinning {
             stop,
+            still_pins,
             thread: Some(thread::Builder::new().spawn(pinning)?),
         })
     }
-
-    /// It ends by itself only when something is wrong.
-    fn still_pins(&self) -> bool {
-        self.thread
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
-    }
 }
 
-impl Drop for Device {
+impl Drop for Pinning {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {

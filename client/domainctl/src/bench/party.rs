@@ -1,8 +1,10 @@
 //! A client of the daemon on a thread of its own.
 
+use std::ops::Deref;
+
 use domain_core::region::Access;
 use domain_core::session::Role;
-use domaind_client::{Client, Session};
+use domaind_client::{Client, Session, blocking};
 use domaind_proto::names::DomainId;
 use domaind_proto::paths::RuntimeDir;
 use tokio::runtime::{Builder, Runtime};
@@ -27,6 +29,46 @@ pub(super) struct Party {
     client: Client,
     domain: DomainId,
     runtime: Runtime,
+}
+
+/// A device that says goodbye when it is dropped, before whoever it has memory
+/// from may go. Of a session that has opened memory, and has not acknowledged
+/// that it is gone, the daemon knows only by the end of its process that it can
+/// reach nothing any more.
+///
+/// It hears of what the daemon asks on a thread of its own, whatever the one that
+/// uses it does.
+#[derive(Debug)]
+pub(super) struct Device {
+    /// `None` only in the drop.
+    session: Option<blocking::Session>,
+}
+
+impl Device {
+    pub(super) fn attach(place: &Place) -> anyhow::Result<Device> {
+        let client = blocking::Client::connect(&place.dir)?;
+        let session = client.attach(&place.domain, Role::Device, Access::ReadWrite)?;
+        Ok(Device {
+            session: Some(session),
+        })
+    }
+}
+
+impl Deref for Device {
+    type Target = blocking::Session;
+
+    fn deref(&self) -> &blocking::Session {
+        self.session.as_ref().expect("it is there until the drop")
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            // If it has ended already that is no trouble.
+            let _ = session.detach();
+        }
+    }
 }
 
 impl Place {

@@ -11,13 +11,12 @@ use domain_core::addr::{Iova, IovaRange};
 use domain_core::direct::DirectMapping;
 use domain_core::memory::MemoryId;
 use domain_core::perm::Perm;
-use domain_core::region::{Access, driver_memfd};
+use domain_core::region::driver_memfd;
 use domain_core::session::Role;
-use domaind_client::SetMapOptions;
-use domaind_client::blocking::{Client, Session};
+use domaind_client::{Session, SetMapOptions};
 
 use super::latency::Lap;
-use super::party::Place;
+use super::party::{Device, Party, Place};
 use super::turns::Work;
 use super::{BOUNCE_BYTES, Facts};
 
@@ -42,12 +41,13 @@ const MEMORY_BYTES_MOST: u64 = 64 << 20;
 const BATCHES: usize = 16;
 
 struct Translator {
-    /// Whoever set the table up stays for as long as somebody uses it.
+    session: Device,
+    /// Whoever set the table up stays for as long as somebody uses it, and so
+    /// stands behind the session here.
     table: Arc<Table>,
     ranges: Vec<IovaRange>,
     /// Which batch of the ranges comes next.
     next: usize,
-    session: Session,
 }
 
 /// Mappings with holes between them, and the same as a flat table.
@@ -55,7 +55,8 @@ struct Table {
     entries: Vec<DirectMapping>,
     /// For each page from `BASE` on its page in the memory, counted from 1.
     flat: Vec<u32>,
-    _session: Session,
+    _driver: Session,
+    _party: Party,
 }
 
 pub(super) fn crew(place: &Place) -> anyhow::Result<Vec<Box<dyn Work>>> {
@@ -68,26 +69,21 @@ pub(super) fn crew(place: &Place) -> anyhow::Result<Vec<Box<dyn Work>>> {
 
 impl Table {
     fn set(place: &Place) -> anyhow::Result<Table> {
-        let session = attach(place, Role::Driver)?;
+        let party = place.party()?;
+        let driver = party.run(party.attach(Role::Driver))?;
         let each = place.size_bytes.next_multiple_of(PAGE);
         let pieces = (MEMORY_BYTES_MOST / each).clamp(1, MAPPINGS);
         let memfd = driver_memfd("domaind-bench", pieces * each)?;
-        let memory = session.register(memfd, true)?.id();
+        let memory = party.run(driver.register(memfd, true))?.id();
         let entries = entries(memory, each, pieces);
-        session.set_map(&entries, SetMapOptions::default())?;
+        party.run(driver.set_map(&entries, SetMapOptions::default()))?;
         Ok(Table {
             flat: flat(&entries)?,
             entries,
-            _session: session,
+            _driver: driver,
+            _party: party,
         })
     }
-}
-
-/// With a thread that hears of the session's end: whoever translates makes no
-/// calls that would fail.
-fn attach(place: &Place, role: Role) -> anyhow::Result<Session> {
-    let client = Client::connect(&place.dir)?;
-    Ok(client.attach(&place.domain, role, Access::ReadWrite)?)
 }
 
 /// Every mapping is followed by a hole of its length. No two neighbours show
@@ -135,7 +131,7 @@ fn look_up(flat: &[u32], iova: Iova) -> Option<u64> {
 
 impl Translator {
     fn new(place: &Place, table: &Arc<Table>, thread: u64) -> anyhow::Result<Translator> {
-        let session = attach(place, Role::Device)?;
+        let session = Device::attach(place)?;
         // The memory is one: what leads to its beginning fetches all of it.
         session.open(table.entries[0].range, Perm::Read)?;
         let mut random = Random(thread + 1);

@@ -70,10 +70,10 @@ pub(super) fn measure(
         work.floor()?;
     }
     watch.begun.get_or_init(Instant::now);
+    // Lent: whoever is done first must not take away what others work with.
     let all = thread::scope(|scope| {
-        let start =
-            |mut work: Box<dyn Work>| scope.spawn(move || take_turns(&mut *work, length, watch));
-        let threads: Vec<_> = work.into_iter().map(start).collect();
+        let start = |work| scope.spawn(move || take_turns(work, length, watch));
+        let threads: Vec<_> = work.iter_mut().map(start).collect();
         let ends = threads.into_iter().map(|thread| thread.join());
         let ends = ends.map(|end| end.unwrap_or_else(|panic| resume_unwind(panic)));
         ends.collect::<Vec<anyhow::Result<Measured>>>()
@@ -81,7 +81,11 @@ pub(super) fn measure(
     sum(all)
 }
 
-fn take_turns(work: &mut dyn Work, length: Duration, watch: &Watch) -> anyhow::Result<Measured> {
+fn take_turns(
+    work: &mut Box<dyn Work>,
+    length: Duration,
+    watch: &Watch,
+) -> anyhow::Result<Measured> {
     let (mut ours, mut floor) = (Latencies::new(), Latencies::new());
     let mut measure = || -> anyhow::Result<()> {
         while !watch.is_stopped() {
@@ -132,6 +136,8 @@ fn sum(all: Vec<anyhow::Result<Measured>>) -> anyhow::Result<Measured> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     /// Takes what it says, without taking it.
@@ -202,6 +208,48 @@ mod tests {
         let error = measure(work, Duration::MAX, &Watch::default()).unwrap_err();
 
         assert_eq!(error.to_string(), "it fails");
+    }
+
+    /// Others work with what it brought.
+    struct Provider {
+        is_gone: Arc<AtomicBool>,
+        is_slow: bool,
+    }
+
+    impl Work for Provider {
+        fn ours(&mut self) -> anyhow::Result<Lap> {
+            if self.is_slow {
+                thread::sleep(Duration::from_millis(30));
+            }
+            anyhow::ensure!(!self.is_gone.load(Ordering::Relaxed), "somebody has left");
+            Ok(lap(1))
+        }
+
+        fn floor(&mut self) -> anyhow::Result<Lap> {
+            Ok(lap(1))
+        }
+    }
+
+    impl Drop for Provider {
+        fn drop(&mut self) {
+            self.is_gone.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn nobody_leaves_before_all_are_done() {
+        let is_gone = Arc::new(AtomicBool::new(false));
+        let provider = |is_slow| -> Box<dyn Work> {
+            Box::new(Provider {
+                is_gone: Arc::clone(&is_gone),
+                is_slow,
+            })
+        };
+        let work = vec![provider(false), provider(true)];
+
+        measure(work, Duration::ZERO, &Watch::default()).unwrap();
+
+        assert!(is_gone.load(Ordering::Relaxed));
     }
 
     #[test]
