@@ -5,7 +5,7 @@ use domain_core::addr::{Iova, IovaRange};
 use domain_core::direct::{DirectMapping, DirectSpec, Placement, TableSet};
 use domain_core::domain::{Behind, Translated};
 use domain_core::layout::ApertureKind;
-use domain_core::mapping::{MappingId, MappingView, Phase, Source, ViewKind};
+use domain_core::mapping::{MappingId, MappingKind, MappingView, Phase, Source, ViewKind};
 use domain_core::memory::MemoryId;
 use domaind_proto::convert;
 use domaind_proto::names::parse_session;
@@ -20,6 +20,15 @@ pub struct Translation {
     pub pieces: Vec<Translated>,
     /// Generation of the IOTLB that they belong to.
     pub generation: u64,
+}
+
+/// What a reset of the bounce aperture has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BounceReset {
+    /// Streaming mappings.
+    pub mappings: u64,
+    /// Leases.
+    pub leases: u64,
 }
 
 /// A direct mapping that was asked for.
@@ -71,14 +80,23 @@ pub(crate) fn translation(
 }
 
 fn piece(wire: &v1::Piece) -> Result<Translated, ProtocolError> {
-    let behind = match wire.kind() {
-        v1::MappingKind::Streaming => Behind::Aperture(ApertureKind::Bounce),
-        v1::MappingKind::Coherent => Behind::Aperture(ApertureKind::Coherent),
-        v1::MappingKind::Direct => Behind::Memory(MemoryId::new(wire.memory_id)),
+    let bounce = Behind::Aperture(ApertureKind::Bounce);
+    let (kind, behind) = match wire.kind() {
+        v1::MappingKind::Streaming => (MappingKind::Streaming, bounce),
+        v1::MappingKind::Lease => (MappingKind::Lease, bounce),
+        v1::MappingKind::Coherent => (
+            MappingKind::Coherent,
+            Behind::Aperture(ApertureKind::Coherent),
+        ),
+        v1::MappingKind::Direct => (
+            MappingKind::Direct,
+            Behind::Memory(MemoryId::new(wire.memory_id)),
+        ),
         v1::MappingKind::Unspecified => return Err(ProtocolError::Missing { field: "kind" }),
     };
     Ok(Translated {
         range: convert::given_range("range", wire.range)?,
+        kind,
         behind,
         offset: wire.offset,
         perm: convert::perm(wire.perm)?,
@@ -96,6 +114,7 @@ pub(crate) fn mapping(wire: &v1::Mapping) -> Result<MappingView, ProtocolError> 
             source,
         },
         v1::MappingKind::Coherent => ViewKind::Coherent,
+        v1::MappingKind::Lease => ViewKind::Lease,
         v1::MappingKind::Direct => ViewKind::Direct { source },
         v1::MappingKind::Unspecified => return Err(ProtocolError::Missing { field: "kind" }),
     };
@@ -141,6 +160,7 @@ mod tests {
     fn translated(start: u64, last: u64) -> Translated {
         Translated {
             range: range(start, last),
+            kind: MappingKind::Direct,
             behind: Behind::Memory(MemoryId::new(3)),
             offset: 0,
             perm: Perm::Read,
@@ -192,7 +212,11 @@ mod tests {
             kind: ViewKind::Coherent,
             ..streaming
         };
-        for view in [direct, streaming, coherent] {
+        let lease = MappingView {
+            kind: ViewKind::Lease,
+            ..streaming
+        };
+        for view in [direct, streaming, coherent, lease] {
             assert_eq!(mapping(&v1::Mapping::from(view)).unwrap(), view);
         }
         assert!(mapping(&v1::Mapping::default()).is_err());

@@ -14,6 +14,7 @@ use domain_core::addr::{Iova, IovaRange};
 use domain_core::batch::BatchMode;
 use domain_core::coherent::CoherentSpec;
 use domain_core::direct::{DirectMapping, DirectSpec, Removed, TableSet};
+use domain_core::lease::LeaseSpec;
 use domain_core::mapping::{MappingId, MappingView};
 use domain_core::memory::MemoryId;
 use domain_core::perm::Perm;
@@ -24,7 +25,7 @@ use domaind_proto::names::DomainId;
 use domaind_proto::paths::RuntimeDir;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::answers::Translation;
+use crate::answers::{BounceReset, Translation};
 use crate::changes::Change;
 use crate::client::AttachOptions;
 use crate::direct::SetMapOptions;
@@ -67,6 +68,14 @@ pub struct Mapping {
 #[must_use = "dropped coherent memory is freed, unless it is persistent"]
 pub struct Coherent {
     inner: crate::Coherent,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::Lease`].
+#[derive(Debug)]
+#[must_use = "a dropped lease is released"]
+pub struct Lease {
+    inner: crate::Lease,
     runtime: Arc<Runtime>,
 }
 
@@ -239,6 +248,15 @@ impl Session {
         self.runtime.block_on(self.inner.unmap(spec))
     }
 
+    /// See [`crate::Session::lease`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lease(&self, spec: LeaseSpec) -> Result<Lease, Error> {
+        let inner = self.runtime.block_on(self.inner.lease(spec))?;
+        Ok(with_runtime!(Lease, inner, &self.runtime))
+    }
+
     /// See [`crate::Session::alloc_coherent`].
     ///
     /// # Errors
@@ -392,7 +410,7 @@ macro_rules! changes_a_domain {
             ///
             /// # Errors
             /// As there.
-            pub fn reset_bounce(&self, force: bool) -> Result<u64, Error> {
+            pub fn reset_bounce(&self, force: bool) -> Result<BounceReset, Error> {
                 self.runtime.block_on(self.inner.reset_bounce(force))
             }
 
@@ -477,6 +495,21 @@ impl Coherent {
     }
 }
 
+impl Lease {
+    /// See [`crate::Lease::release`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn release(self) -> Result<(), Kept<Lease>> {
+        let Lease { inner, runtime } = self;
+        let released = runtime.block_on(inner.release());
+        released.map_err(|kept| Kept {
+            guard: with_runtime!(Lease, kept.guard, &runtime),
+            error: kept.error,
+        })
+    }
+}
+
 macro_rules! reaches {
     ($($name:ident),*) => {$(
         impl Deref for $name {
@@ -495,6 +528,7 @@ reaches!(
     Owner,
     Mapping,
     Coherent,
+    Lease,
     Buffer,
     DomainWatch
 );

@@ -13,7 +13,7 @@ use domaind_proto::v1::map_direct_result::Outcome;
 use tonic::{Response, Status};
 
 use crate::answers;
-use crate::answers::Translation;
+use crate::answers::{BounceReset, Translation};
 use crate::client::DomainCalls;
 use crate::error::{Error, ProtocolError};
 use crate::mapping::only;
@@ -134,16 +134,17 @@ impl Session {
     }
 
     /// Takes back the whole bounce aperture, after a device reset: ends all
-    /// streaming mappings of all sessions, copies nothing back, zeroes the
-    /// memory. Answers how many there were. A [`Mapping`](crate::Mapping) that
-    /// was ended so cannot be unmapped any more, and may be dropped. If this is
-    /// cancelled, it may be done all the same.
+    /// streaming mappings and leases of all sessions, copies nothing back, zeroes
+    /// the memory. Answers how many there were. A [`Mapping`](crate::Mapping) that
+    /// was ended so cannot be unmapped any more, nor a [`Lease`](crate::Lease)
+    /// released; both may be dropped. If this is cancelled, it may be done all
+    /// the same.
     ///
     /// # Errors
-    /// [`Error::Refused`] while there are streaming mappings, unless `force` is
-    /// set, and without a bounce aperture; [`Error::Ended`],
+    /// [`Error::Refused`] while there are streaming mappings or leases, unless
+    /// `force` is set, and without a bounce aperture; [`Error::Ended`],
     /// [`Error::Transport`].
-    pub async fn reset_bounce(&self, force: bool) -> Result<u64, Error> {
+    pub async fn reset_bounce(&self, force: bool) -> Result<BounceReset, Error> {
         self.way().reset_bounce(force).await
     }
 
@@ -285,7 +286,7 @@ impl Way {
         })
     }
 
-    pub(crate) async fn reset_bounce(mut self, force: bool) -> Result<u64, Error> {
+    pub(crate) async fn reset_bounce(mut self, force: bool) -> Result<BounceReset, Error> {
         let request = v1::ResetBounceRequest {
             domain: self.domain.clone(),
             force,
@@ -293,7 +294,10 @@ impl Way {
         };
         let answer = self.calls.reset_bounce(request);
         let reset = wait(self.session.as_deref(), answer).await?;
-        Ok(reset.ended_mappings)
+        Ok(BounceReset {
+            mappings: reset.ended_mappings,
+            leases: reset.ended_leases,
+        })
     }
 
     pub(crate) async fn translate(

@@ -1,6 +1,6 @@
 //! A daemon for tests: says what it is told to, right or wrong.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
 use tonic::codegen::tokio_stream;
 use tonic::transport::Server;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::client::{AttachOptions, Client};
 use crate::session::Session;
@@ -34,7 +34,8 @@ pub(crate) const PAGE: u64 = 4096;
 /// Where the bounce aperture of four pages begins; two pages of coherent
 /// memory lie above it.
 pub(crate) const BOUNCE: u64 = 0x10_0000;
-pub(crate) const COHERENT: u64 = BOUNCE + 4 * PAGE;
+pub(crate) const COHERENT: u64 = BOUNCE + BOUNCE_PAGES * PAGE;
+const BOUNCE_PAGES: u64 = 4;
 
 /// A test waits for nothing longer than this.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -369,9 +370,15 @@ pub(crate) struct Calls {
     pub(crate) unmapped: Mutex<Vec<v1::UnmapEntry>>,
     /// Mapping ids of FreeCoherent.
     pub(crate) freed: Mutex<Vec<u64>>,
+    /// Mapping ids of Release, in the order in which they came.
+    pub(crate) released: Mutex<Vec<u64>>,
+    /// What Lease answers once, right or wrong, in place of what is free.
+    pub(crate) lease_as: Mutex<Option<v1::LeaseResponse>>,
+    /// Live leases, by first page of the bounce aperture.
+    leases: Mutex<BTreeMap<u64, v1::LeaseResponse>>,
     /// Refusals for the next entries of Unmap; without one an entry succeeds.
     pub(crate) refuse_unmaps: Mutex<VecDeque<v1::Refusal>>,
-    /// Map and AllocCoherent answer after so long.
+    /// Map, Lease and AllocCoherent answer after so long.
     pub(crate) delay: Mutex<Duration>,
     /// Map never answers.
     pub(crate) hang: Mutex<bool>,
@@ -397,6 +404,33 @@ impl Calls {
         }
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay).await;
+    }
+
+    /// The lowest pages of the bounce aperture that are free, as a lease.
+    fn lease_one(&self, len_bytes: u64) -> Result<v1::LeaseResponse, v1::Refusal> {
+        let pages = len_bytes.div_ceil(PAGE).max(1);
+        let mut leases = self.leases.lock().unwrap();
+        let is_free = |first: u64| {
+            let taken = leases.iter();
+            let mut taken = taken.map(|(at, lease)| *at..at + lease.len_bytes / PAGE);
+            !taken.any(|taken| taken.start < first + pages && first < taken.end)
+        };
+        let last = BOUNCE_PAGES.checked_sub(pages);
+        let first = last.and_then(|last| (0..=last).find(|first| is_free(*first)));
+        let Some(first) = first else {
+            return Err(v1::Refusal::because(
+                Code::ResourceExhausted,
+                v1::ErrorReason::NoSpace,
+                "no hole".to_owned(),
+            ));
+        };
+        let leased = v1::LeaseResponse {
+            mapping_id: self.next_id(),
+            iova: BOUNCE + first * PAGE,
+            len_bytes: pages * PAGE,
+        };
+        leases.insert(first, leased);
+        Ok(leased)
     }
 
     fn unmap_one(&self, entry: v1::UnmapEntry) -> v1::UnmapResult {
@@ -448,6 +482,32 @@ impl MappingService for Calls {
         _: Request<v1::SyncRequest>,
     ) -> Result<Response<v1::SyncResponse>, Status> {
         Err(Status::unimplemented("not in the fake"))
+    }
+
+    async fn lease(
+        &self,
+        request: Request<v1::LeaseRequest>,
+    ) -> Result<Response<v1::LeaseResponse>, Status> {
+        let told = self.lease_as.lock().unwrap().take();
+        let leased = match told {
+            Some(told) => told,
+            None => self.lease_one(request.get_ref().len_bytes)?,
+        };
+        self.wait().await;
+        Ok(Response::new(leased))
+    }
+
+    async fn release(
+        &self,
+        request: Request<v1::ReleaseRequest>,
+    ) -> Result<Response<v1::ReleaseResponse>, Status> {
+        let id = request.get_ref().mapping_id;
+        self.leases
+            .lock()
+            .unwrap()
+            .retain(|_, lease| lease.mapping_id != id);
+        self.released.lock().unwrap().push(id);
+        Ok(Response::new(v1::ReleaseResponse::default()))
     }
 
     async fn alloc_coherent(

@@ -70,6 +70,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod handshake;
+mod lease;
 mod live;
 mod mapping;
 mod memory;
@@ -83,7 +84,7 @@ mod token;
 mod undo;
 mod watch;
 
-pub use answers::Translation;
+pub use answers::{BounceReset, Translation};
 pub use apertures::AddressError;
 pub use buffer::Buffer;
 pub use changes::{AddedRange, Change, Changes};
@@ -91,6 +92,7 @@ pub use client::{AttachOptions, Client};
 pub use coherent::Coherent;
 pub use direct::SetMapOptions;
 pub use error::{EndReason, Ended, Error, Kept, ProtocolError};
+pub use lease::Lease;
 pub use mapping::Mapping;
 pub use memory::Memory;
 pub use owner::Owner;
@@ -105,7 +107,8 @@ pub use domain_core::coherent::CoherentSpec;
 pub use domain_core::direct::{DirectMapping, DirectSpec, Placement, Removed, TableSet};
 pub use domain_core::domain::{Behind, Translated};
 pub use domain_core::layout::ApertureKind;
-pub use domain_core::mapping::{MappingId, MappingView, Phase, Source, ViewKind};
+pub use domain_core::lease::LeaseSpec;
+pub use domain_core::mapping::{MappingId, MappingKind, MappingView, Phase, Source, ViewKind};
 pub use domain_core::memory::MemoryId;
 pub use domain_core::perm::{Direction, Perm};
 pub use domain_core::region::{

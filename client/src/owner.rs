@@ -9,7 +9,7 @@ use domain_core::mapping::MappingView;
 use domain_core::perm::Perm;
 use domaind_proto::names::DomainId;
 
-use crate::answers::Translation;
+use crate::answers::{BounceReset, Translation};
 use crate::client::Client;
 use crate::direct::{SetMapOptions, Way};
 use crate::error::Error;
@@ -122,7 +122,7 @@ impl Owner {
     ///
     /// # Errors
     /// As there.
-    pub async fn reset_bounce(&self, force: bool) -> Result<u64, Error> {
+    pub async fn reset_bounce(&self, force: bool) -> Result<BounceReset, Error> {
         self.way.clone().reset_bounce(force).await
     }
 

@@ -128,6 +128,14 @@ impl Pins {
         self.page.is_fenced()
     }
 
+    /// How many times the daemon took leases of this session away. A lease may be written while a
+    /// guard is held, if this still is then what it was before the lease was asked for.
+    #[allow(dead_code)] // The bounce pool asks.
+    #[inline]
+    pub(crate) fn revocations(&self) -> u64 {
+        self.page.revocations()
+    }
+
     /// Resolves when no guard holds a view older than `generation`. At once, mostly: then it does
     /// not yield. Threads that pin newer views are not slowed down by it. Cancel safe.
     pub(crate) async fn wait_until_newer(&self, generation: u64) {

@@ -390,7 +390,7 @@ mod tests {
     use domain_core::streaming::MapSpec;
 
     use super::*;
-    use crate::{Buffer, Coherent, Mapping, Owner, SetMapOptions};
+    use crate::{Buffer, Coherent, Lease, LeaseSpec, Mapping, Owner, SetMapOptions};
 
     fn may_be_spawned<T: Send>(_: &T) {}
     fn may_be_shared<T: Send + Sync + 'static>() {}
@@ -398,10 +398,20 @@ mod tests {
     /// Compiles, that is all.
     #[allow(dead_code)]
     fn everything_works_from_several_tasks(session: Session, spec: MapSpec, mapping: Mapping) {
-        may_be_shared::<(Client, Session, Owner, Mapping, Coherent, Buffer, Error)>();
+        may_be_shared::<(
+            Client,
+            Session,
+            Owner,
+            Mapping,
+            Coherent,
+            Lease,
+            Buffer,
+            Error,
+        )>();
         may_be_spawned(&session.map(spec));
         may_be_spawned(&session.buffer(1));
         may_be_spawned(&session.alloc_coherent(CoherentSpec::of(1)));
+        may_be_spawned(&session.lease(LeaseSpec::of(1)));
         may_be_spawned(&session.ended());
         may_be_spawned(&session.stream_set_map([], SetMapOptions::default()));
         may_be_spawned(&mapping.sync_for_cpu(0, 1));

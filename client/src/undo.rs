@@ -35,6 +35,10 @@ pub(crate) enum Undo {
         iova: Iova,
         id: MappingId,
     },
+    Release {
+        iova: Iova,
+        id: MappingId,
+    },
     Unregister {
         memory: MemoryId,
     },
@@ -166,6 +170,11 @@ impl Reaper {
                     .free_coherent(v1::FreeCoherentRequest::from((iova, id)))
                     .await?;
             }
+            Undo::Release { iova, id } => {
+                self.calls
+                    .release(v1::ReleaseRequest::from((iova, id)))
+                    .await?;
+            }
             Undo::Unregister { memory } => {
                 let memory_id = memory.get();
                 let ask = Ask::UnregisterMemory(v1::UnregisterMemory { memory_id });
@@ -184,7 +193,7 @@ fn unmap_entry(undo: &Undo) -> Option<v1::UnmapEntry> {
             written_bytes: None,
             skip_sync: true,
         })),
-        Undo::Free { .. } | Undo::Unregister { .. } => None,
+        Undo::Free { .. } | Undo::Release { .. } | Undo::Unregister { .. } => None,
     }
 }
 

@@ -21,6 +21,7 @@
 //! | [`direct`] | registered memory in the IOTLB without a bounce |
 //! | [`space`] | where direct mappings may lie |
 //! | [`coherent`] | shared memory without copies |
+//! | [`lease`] | bounce memory that a driver divides up by itself |
 //! | [`batch`] | all of a request, or each entry for itself |
 //! | [`limits`] | everything that a client can make grow |
 //! | [`domain`] | the one place where they meet |
@@ -34,6 +35,7 @@ pub mod direct;
 pub mod domain;
 pub mod iotlb;
 pub mod layout;
+pub mod lease;
 pub mod limits;
 pub mod mapping;
 pub mod memory;

@@ -8,14 +8,19 @@ pub const DOMAINS_PER_OWNER: u32 = 1024;
 pub const DOMAINS: u32 = 4096;
 /// Sessions attached to one domain.
 pub const SESSIONS_PER_DOMAIN: u32 = 512;
-/// Streaming mappings and coherent allocations of one domain.
+/// Streaming mappings, coherent allocations and leases of one domain.
 pub const MAPPINGS_PER_DOMAIN: u32 = 65_536;
 /// Memories registered in one domain; each holds one fd of the daemon.
 pub const MEMORIES_PER_DOMAIN: u32 = 1024;
 /// Direct mappings of one domain: a table of 10^5 entries, which other services
 /// cannot hold, needs no permission first.
 pub const DIRECT_PER_DOMAIN: u32 = 1 << 17;
-/// What an owner may raise the four above to.
+/// Leases of one session.
+pub const LEASES_PER_SESSION: u32 = 1024;
+/// Bytes that one session may hold in leases: no bound but the aperture, which
+/// belongs to whoever made the domain, and its drivers trust one another.
+pub const LEASE_BYTES_PER_SESSION: u64 = u64::MAX;
+/// What an owner may raise the numbers above to.
 pub const SESSIONS_PER_DOMAIN_MOST: u32 = 4096;
 /// See [`SESSIONS_PER_DOMAIN_MOST`].
 pub const MAPPINGS_PER_DOMAIN_MOST: u32 = 1 << 20;
@@ -23,6 +28,8 @@ pub const MAPPINGS_PER_DOMAIN_MOST: u32 = 1 << 20;
 pub const MEMORIES_PER_DOMAIN_MOST: u32 = 4096;
 /// See [`SESSIONS_PER_DOMAIN_MOST`].
 pub const DIRECT_PER_DOMAIN_MOST: u32 = 1 << 20;
+/// See [`SESSIONS_PER_DOMAIN_MOST`].
+pub const LEASES_PER_SESSION_MOST: u32 = 1 << 16;
 /// Pieces of one translation.
 pub const TRANSLATE_PIECES: usize = 16_384;
 /// Entries of one batch.
@@ -87,18 +94,24 @@ pub const WATCHERS: usize = 1024;
 /// Bytes of a domain's id.
 pub const DOMAIN_ID_BYTES: usize = 63;
 
-/// How much may exist in one domain at a time.
+/// How much may exist in one domain, and of each session in it, at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quotas {
     /// Attached sessions.
     pub sessions: u32,
-    /// Streaming mappings and coherent allocations together.
+    /// Streaming mappings, coherent allocations and leases together.
     pub mappings: u32,
     /// Registered memories.
     pub memories: u32,
     /// Direct mappings, those included that were removed and that some session may
     /// still use.
     pub direct: u32,
+    /// Leases of one session, those included that were released and are not free
+    /// yet.
+    pub leases: u32,
+    /// Bytes of these leases, in whole granules; `u64::MAX` is no bound but the
+    /// aperture.
+    pub lease_bytes: u64,
 }
 
 impl Default for Quotas {
@@ -108,6 +121,8 @@ impl Default for Quotas {
             mappings: MAPPINGS_PER_DOMAIN,
             memories: MEMORIES_PER_DOMAIN,
             direct: DIRECT_PER_DOMAIN,
+            leases: LEASES_PER_SESSION,
+            lease_bytes: LEASE_BYTES_PER_SESSION,
         }
     }
 }
@@ -123,6 +138,8 @@ pub enum Quota {
     Memories,
     /// [`Quotas::direct`].
     Direct,
+    /// [`Quotas::leases`].
+    Leases,
 }
 
 impl fmt::Display for Quota {
@@ -132,6 +149,7 @@ impl fmt::Display for Quota {
             Quota::Mappings => "mappings",
             Quota::Memories => "memories",
             Quota::Direct => "direct mappings",
+            Quota::Leases => "leases of one session",
         })
     }
 }
@@ -167,6 +185,7 @@ impl Quotas {
             Quota::Mappings => self.mappings,
             Quota::Memories => self.memories,
             Quota::Direct => self.direct,
+            Quota::Leases => self.leases,
         }
     }
 }

@@ -88,6 +88,7 @@ pub(crate) struct Held {
 pub(crate) enum HeldKind {
     Streaming(Bounce),
     Coherent,
+    Lease,
     /// A streaming mapping that has come to its end, but for its granules.
     Streamed(Streamed),
 }
@@ -124,7 +125,9 @@ impl From<&Bounce> for Streamed {
 impl Held {
     pub(crate) fn aperture(&self) -> ApertureKind {
         match self.kind {
-            HeldKind::Streaming(_) | HeldKind::Streamed(_) => ApertureKind::Bounce,
+            HeldKind::Streaming(_) | HeldKind::Streamed(_) | HeldKind::Lease => {
+                ApertureKind::Bounce
+            }
             HeldKind::Coherent => ApertureKind::Coherent,
         }
     }
@@ -133,7 +136,7 @@ impl Held {
         match &self.kind {
             HeldKind::Streaming(bounce) => bounce.direction.perm(),
             HeldKind::Streamed(ended) => ended.direction.perm(),
-            HeldKind::Coherent => Perm::ReadWrite,
+            HeldKind::Coherent | HeldKind::Lease => Perm::ReadWrite,
         }
     }
 
@@ -141,8 +144,12 @@ impl Held {
     pub(crate) fn bounce(&self) -> Option<&Bounce> {
         match &self.kind {
             HeldKind::Streaming(bounce) => Some(bounce),
-            HeldKind::Streamed(_) | HeldKind::Coherent => None,
+            HeldKind::Streamed(_) | HeldKind::Coherent | HeldKind::Lease => None,
         }
+    }
+
+    pub(crate) fn is_lease(&self) -> bool {
+        matches!(self.kind, HeldKind::Lease)
     }
 
     /// Has it come to its end, but for its granules?
@@ -162,6 +169,7 @@ impl Held {
                 HeldKind::Streaming(bounce) => Streamed::from(bounce).view(),
                 HeldKind::Streamed(ended) => ended.view(),
                 HeldKind::Coherent => ViewKind::Coherent,
+                HeldKind::Lease => ViewKind::Lease,
             },
         }
     }
@@ -192,7 +200,7 @@ impl MappingView {
     pub fn source(&self) -> Option<Source> {
         match self.kind {
             ViewKind::Streaming { source, .. } | ViewKind::Direct { source } => Some(source),
-            ViewKind::Coherent => None,
+            ViewKind::Coherent | ViewKind::Lease => None,
         }
     }
 }
@@ -209,6 +217,8 @@ pub enum ViewKind {
     },
     /// A coherent allocation.
     Coherent,
+    /// Bounce memory that a driver divides up by itself.
+    Lease,
     /// Registered memory, without a bounce.
     Direct {
         /// The memory.
@@ -232,6 +242,8 @@ pub enum MappingKind {
     Streaming,
     /// [`ViewKind::Coherent`].
     Coherent,
+    /// [`ViewKind::Lease`].
+    Lease,
     /// [`ViewKind::Direct`].
     Direct,
 }
@@ -243,6 +255,7 @@ impl ViewKind {
         match self {
             ViewKind::Streaming { .. } => MappingKind::Streaming,
             ViewKind::Coherent => MappingKind::Coherent,
+            ViewKind::Lease => MappingKind::Lease,
             ViewKind::Direct { .. } => MappingKind::Direct,
         }
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::addr::Iova;
 use crate::iotlb::RegionId;
+use crate::lease::LeaseTally;
 use crate::memory::MemoryId;
 
 /// Names one session on this node; never used for another one.
@@ -73,6 +74,11 @@ pub trait Reader: fmt::Debug + Send + Sync {
     /// reach: from now on every walk of its threads is void that looks at its end
     /// afterwards.
     fn fence(&self, generation: u64);
+
+    /// Leases of it were taken away by somebody else. Called when they are hidden,
+    /// and before it is asked: a thread of it that pins afterwards must see this
+    /// before it touches them.
+    fn revoke(&self);
 }
 
 /// Somebody who joins a domain.
@@ -174,6 +180,10 @@ pub(crate) struct Attached {
     /// Keys of the domain's mapping table.
     pub(crate) mappings: BTreeSet<Iova>,
     pub(crate) memories: BTreeSet<MemoryId>,
+    /// Leases among the mappings, those included that have ended and whose granules
+    /// are not free yet: so one that takes and releases cannot hold back more
+    /// than it may hold.
+    pub(crate) leases: LeaseTally,
 }
 
 impl Attached {
@@ -182,6 +192,7 @@ impl Attached {
             role,
             mappings: BTreeSet::new(),
             memories: BTreeSet::new(),
+            leases: LeaseTally::default(),
         }
     }
 }
@@ -193,6 +204,8 @@ pub struct Holdings {
     pub streaming: usize,
     /// Coherent allocations, those in transit included.
     pub coherent: usize,
+    /// Leases, those in transit included.
+    pub leases: LeaseTally,
     /// Registered memories.
     pub memories: usize,
 }

@@ -10,6 +10,7 @@ use domain_core::coherent::{Allocated, CoherentSpec};
 use domain_core::domain::{Scrub, Usage};
 use domain_core::iotlb::RegionId;
 use domain_core::layout::{ApertureKind, LayoutSpec};
+use domain_core::lease::{LeaseSpec, Leased};
 use domain_core::limits::{BATCH_ENTRIES, Quotas, REQUEST_ID_BYTES, TABLE_ENTRIES_PER_REQUEST};
 use domain_core::mapping::{
     MappingFilter, MappingId, MappingKind, MappingView, Phase, Source, ViewKind,
@@ -278,6 +279,18 @@ pub fn coherent_spec(request: &v1::AllocCoherentRequest) -> CoherentSpec {
     }
 }
 
+/// Bounce memory to lease.
+#[must_use]
+pub fn lease_spec(request: &v1::LeaseRequest) -> LeaseSpec {
+    LeaseSpec {
+        place: AllocRequest {
+            len_bytes: request.len_bytes,
+            align_bytes: request.align_bytes,
+            limit: request.limit.map(Iova::new),
+        },
+    }
+}
+
 /// Which mappings to list; whose, was read before.
 ///
 /// # Errors
@@ -292,6 +305,7 @@ pub fn mapping_filter(
         Ok(v1::MappingKind::Streaming) => Some(MappingKind::Streaming),
         Ok(v1::MappingKind::Coherent) => Some(MappingKind::Coherent),
         Ok(v1::MappingKind::Direct) => Some(MappingKind::Direct),
+        Ok(v1::MappingKind::Lease) => Some(MappingKind::Lease),
         Err(_) => {
             return Err(Malformed::UnknownValue {
                 field: "kind",
@@ -365,12 +379,16 @@ impl From<Quotas> for v1::Quotas {
             mappings,
             memories,
             direct,
+            leases,
+            lease_bytes,
         } = quotas;
         v1::Quotas {
             sessions,
             mappings,
             memories,
             direct,
+            leases,
+            lease_bytes,
         }
     }
 }
@@ -454,6 +472,16 @@ impl From<Allocated> for v1::AllocCoherentResponse {
     }
 }
 
+impl From<Leased> for v1::LeaseResponse {
+    fn from(leased: Leased) -> v1::LeaseResponse {
+        v1::LeaseResponse {
+            mapping_id: leased.id.get(),
+            iova: leased.iova().get(),
+            len_bytes: len_bytes(leased.range),
+        }
+    }
+}
+
 impl From<&MapSpec> for v1::MapEntry {
     fn from(spec: &MapSpec) -> v1::MapEntry {
         v1::MapEntry {
@@ -519,12 +547,34 @@ impl From<&CoherentSpec> for v1::AllocCoherentRequest {
     }
 }
 
+impl From<(Iova, MappingId)> for v1::ReleaseRequest {
+    fn from((iova, id): (Iova, MappingId)) -> v1::ReleaseRequest {
+        v1::ReleaseRequest {
+            iova: iova.get(),
+            mapping_id: id.get(),
+            request_id: String::new(),
+        }
+    }
+}
+
+impl From<&LeaseSpec> for v1::LeaseRequest {
+    fn from(spec: &LeaseSpec) -> v1::LeaseRequest {
+        v1::LeaseRequest {
+            len_bytes: spec.place.len_bytes,
+            align_bytes: spec.place.align_bytes,
+            limit: spec.place.limit.map(Iova::get),
+            request_id: String::new(),
+        }
+    }
+}
+
 impl From<MappingKind> for v1::MappingKind {
     fn from(kind: MappingKind) -> v1::MappingKind {
         match kind {
             MappingKind::Streaming => v1::MappingKind::Streaming,
             MappingKind::Coherent => v1::MappingKind::Coherent,
             MappingKind::Direct => v1::MappingKind::Direct,
+            MappingKind::Lease => v1::MappingKind::Lease,
         }
     }
 }
@@ -533,7 +583,9 @@ impl From<MappingView> for v1::Mapping {
     fn from(view: MappingView) -> v1::Mapping {
         let direction = match view.kind {
             ViewKind::Streaming { direction, .. } => direction.into(),
-            ViewKind::Coherent | ViewKind::Direct { .. } => v1::Direction::Unspecified,
+            ViewKind::Coherent | ViewKind::Lease | ViewKind::Direct { .. } => {
+                v1::Direction::Unspecified
+            }
         };
         let (memory_id, offset) = match view.source() {
             Some(Source { memory, offset }) => (memory.get(), offset),
@@ -587,6 +639,8 @@ impl From<Usage> for v1::DomainUsage {
             quarantined_mappings: usage.quarantined.mappings as u64,
             quarantined_bytes: usage.quarantined.bytes,
             fenced_sessions: count(usage.fenced),
+            leases: usage.leases.count as u64,
+            lease_bytes: usage.leases.bytes,
         }
     }
 }
@@ -741,5 +795,7 @@ mod tests {
             coherent_spec(&v1::AllocCoherentRequest::from(&alloc)),
             alloc
         );
+        let lease = LeaseSpec { place: alloc.place };
+        assert_eq!(lease_spec(&v1::LeaseRequest::from(&lease)), lease);
     }
 }

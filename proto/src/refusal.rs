@@ -16,6 +16,7 @@ use domain_core::batch::BatchError;
 use domain_core::coherent::{AllocCoherentError, FreeCoherentError};
 use domain_core::domain::{CreateError, InUse, OpenError, UpdateError};
 use domain_core::layout::LayoutError;
+use domain_core::lease::{LeaseBytesExceeded, LeaseError, ReleaseError};
 use domain_core::limits::{
     BATCH_ENTRIES, Quota, QuotaExceeded, REQUEST_ID_BYTES, TABLE_ENTRIES_PER_REQUEST,
 };
@@ -313,6 +314,12 @@ impl From<UpdateError> for Refusal {
                 code: Code::FailedPrecondition as i32,
                 ..quota.into()
             },
+            UpdateError::LeaseBytes { limit, used } => {
+                Refusal::of(Code::FailedPrecondition, ErrorReason::QuotaExceeded, &error)
+                    .with("quota", LEASE_BYTES)
+                    .with("limit", limit)
+                    .with("used", used)
+            }
             UpdateError::Restriction(restriction) => restriction.into(),
         }
     }
@@ -348,8 +355,12 @@ fn quota_name(quota: Quota) -> &'static str {
         Quota::Mappings => "mappings",
         Quota::Memories => "memories",
         Quota::Direct => "direct",
+        Quota::Leases => "leases",
     }
 }
+
+/// The quota of bytes, as [`quota_name`] says those of numbers.
+const LEASE_BYTES: &str = "lease_bytes";
 
 impl From<QuotaExceeded> for Refusal {
     fn from(error: QuotaExceeded) -> Refusal {
@@ -396,6 +407,7 @@ impl From<InUse> for Refusal {
         Refusal::of(Code::FailedPrecondition, ErrorReason::DomainInUse, &error)
             .with("sessions", error.sessions)
             .with("streaming_mappings", error.streaming)
+            .with("leases", error.leases)
             .with("coherent_allocations", error.coherent)
             .with("direct_mappings", error.direct)
             .with("memories", error.memories)
@@ -642,6 +654,38 @@ impl From<FreeCoherentError> for Refusal {
         match error {
             FreeCoherentError::Denied(denied) => denied.into(),
             FreeCoherentError::Missing(missing) => missing.into(),
+        }
+    }
+}
+
+impl From<LeaseError> for Refusal {
+    fn from(error: LeaseError) -> Refusal {
+        match error {
+            LeaseError::Denied(denied) => denied.into(),
+            LeaseError::Quota(quota) => quota.into(),
+            LeaseError::Bytes(bytes) => bytes.into(),
+            LeaseError::NoAperture => invalid(ErrorReason::NoAperture, &error),
+            LeaseError::Alloc(alloc) => alloc.into(),
+            LeaseError::NoRoom(no_room) => no_room.into(),
+        }
+    }
+}
+
+impl From<LeaseBytesExceeded> for Refusal {
+    fn from(error: LeaseBytesExceeded) -> Refusal {
+        Refusal::of(Code::ResourceExhausted, ErrorReason::QuotaExceeded, &error)
+            .with("quota", LEASE_BYTES)
+            .with("limit", error.limit)
+            .with("used", error.used)
+            .with("want", error.want)
+    }
+}
+
+impl From<ReleaseError> for Refusal {
+    fn from(error: ReleaseError) -> Refusal {
+        match error {
+            ReleaseError::Denied(denied) => denied.into(),
+            ReleaseError::Missing(missing) => missing.into(),
         }
     }
 }

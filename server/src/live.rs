@@ -62,6 +62,7 @@ impl Live {
         let Holdings {
             streaming,
             coherent,
+            leases,
             memories,
         } = self.domain.core.holdings(self.id).unwrap_or_default();
         let standing = self.domain.core.standing(self.id);
@@ -87,6 +88,8 @@ impl Live {
             asked_generation: standing.map_or(0, |standing| standing.asked),
             quarantined_mappings: quarantined.mappings as u64,
             quarantined_bytes: quarantined.bytes,
+            leases: leases.count as u64,
+            lease_bytes: leases.bytes,
         }
     }
 }

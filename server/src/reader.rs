@@ -62,6 +62,10 @@ impl Reader for SessionReader {
     fn fence(&self, generation: u64) {
         self.page.fence(generation);
     }
+
+    fn revoke(&self) {
+        self.page.revoke();
+    }
 }
 
 /// How long a session may owe an acknowledgment. What it does acknowledge gives

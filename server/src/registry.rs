@@ -10,6 +10,7 @@ use domain_core::addr::IovaRange;
 use domain_core::aperture::ScrubWith;
 use domain_core::domain::{self, Close, InUse, Listener, Quarantined, Settings, Usage};
 use domain_core::layout::Layout;
+use domain_core::lease::LeaseTally;
 use domain_core::limits::{DOMAINS, DOMAINS_PER_OWNER};
 use domain_core::region::{Access, RegionError};
 use domain_core::session::{Account, JoinError, Joining, Reader, Role, SessionId};
@@ -144,6 +145,7 @@ pub(crate) struct Totals {
     pub(crate) sessions: usize,
     pub(crate) streaming: usize,
     pub(crate) coherent: usize,
+    pub(crate) leases: LeaseTally,
     pub(crate) direct: usize,
     pub(crate) memories: usize,
     pub(crate) region_bytes: u64,
@@ -417,6 +419,10 @@ impl Registry {
         let count = |totals: Totals, usage: Usage| Totals {
             streaming: totals.streaming + usage.streaming,
             coherent: totals.coherent + usage.coherent,
+            leases: LeaseTally {
+                count: totals.leases.count + usage.leases.count,
+                bytes: totals.leases.bytes.saturating_add(usage.leases.bytes),
+            },
             direct: totals.direct + usage.direct,
             memories: totals.memories + usage.memories,
             invalidating: totals.invalidating + usage.invalidating,

@@ -76,8 +76,8 @@ macro_rules! repeatable {
 // Every request that changes something.
 repeatable! {
     CreateDomainRequest, UpdateDomainRequest, DeleteDomainRequest,
-    MapRequest, UnmapRequest, SyncRequest, AllocCoherentRequest, FreeCoherentRequest,
-    MapDirectRequest, UnmapDirectRequest, SetMapRequest, SetMapHeader, ClearMapRequest,
+    MapRequest, UnmapRequest, SyncRequest, LeaseRequest, ReleaseRequest,
+    AllocCoherentRequest, FreeCoherentRequest, MapDirectRequest, UnmapDirectRequest, SetMapRequest, SetMapHeader, ClearMapRequest,
     ResetBounceRequest,
     EvictSessionRequest,
 }

@@ -541,6 +541,8 @@ async fn quotas_are_kept_and_name_their_limit_and_use() {
         mappings: 3,
         memories: 1,
         direct: 5,
+        leases: 6,
+        lease_bytes: 7 * P,
     };
     let limited = DomainSpec {
         quotas: Some(quotas),
@@ -645,6 +647,8 @@ async fn quotas_have_ceilings() {
         mappings: 1_048_576,
         memories: 4_096,
         direct: 1_048_576,
+        leases: 65_536,
+        lease_bytes: u64::MAX,
     };
     let with = |quotas| DomainSpec {
         quotas: Some(quotas),
@@ -680,6 +684,13 @@ async fn quotas_have_ceilings() {
                 ..most
             },
             "1048577",
+        ),
+        (
+            v1::Quotas {
+                leases: 65_537,
+                ..most
+            },
+            "65537",
         ),
     ] {
         let (code, reason) = (Code::InvalidArgument, Reason::Malformed);

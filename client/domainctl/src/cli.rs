@@ -125,8 +125,8 @@ pub(crate) enum Command {
     ClearMap(ClearMap),
     /// Take back the bounce aperture after a device reset
     ///
-    /// All streaming mappings end, nothing is copied back, the memory is
-    /// zeroed. Coherent and direct mappings stay.
+    /// All streaming mappings and leases end, nothing is copied back, the memory
+    /// is zeroed. Coherent and direct mappings stay.
     ResetBounce(ResetBounce),
     /// Show where the bytes of a range are
     #[command(override_usage = "domainctl translate [OPTIONS] [DOMAIN] <RANGE>")]
@@ -233,7 +233,7 @@ pub(crate) struct Policy {
     /// Most sessions at a time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) quota_sessions: Option<u32>,
-    /// Most mappings and allocations at a time
+    /// Most mappings, allocations and leases at a time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) quota_mappings: Option<u32>,
     /// Most registered memories at a time
@@ -242,6 +242,12 @@ pub(crate) struct Policy {
     /// Most direct mappings at a time, with those that are removed and may still be in use
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) quota_direct: Option<u32>,
+    /// Most leases of one session at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) quota_leases: Option<u32>,
+    /// Most bytes in the leases of one session, or none: no bound but the aperture
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bound)]
+    pub(crate) quota_lease_bytes: Option<u64>,
 }
 
 /// The memory behind the apertures.
@@ -275,6 +281,9 @@ pub(crate) enum Get {
     /// List what is mapped and allocated in a domain
     #[command(aliases = ["mapping", "map"])]
     Mappings(GetMappings),
+    /// List the leases of a domain: bounce memory that drivers divide up themselves
+    #[command(aliases = ["lease"])]
+    Leases(GetLeases),
     /// List the memories that are registered in a domain
     #[command(aliases = ["memory", "mem"])]
     Memories(GetMemories),
@@ -321,6 +330,16 @@ pub(crate) struct GetMappings {
     pub(crate) range: Option<Scoped<IovaRange>>,
 }
 
+/// Which leases.
+#[derive(Debug, Args)]
+pub(crate) struct GetLeases {
+    #[command(flatten)]
+    pub(crate) domain: InDomain,
+    /// Only those of this session
+    #[arg(long, value_parser = session_id)]
+    pub(crate) session: Option<SessionId>,
+}
+
 /// Which memories.
 #[derive(Debug, Args)]
 pub(crate) struct GetMemories {
@@ -349,6 +368,8 @@ pub(crate) enum Kind {
     Coherent,
     /// Registered memory, without a bounce
     Direct,
+    /// Bounce memory that drivers divide up themselves
+    Lease,
 }
 
 /// What can be described.
@@ -604,8 +625,8 @@ pub(crate) struct ResetBounce {
     /// Of which domain
     #[arg(value_parser = domain_id)]
     pub(crate) domain: DomainId,
-    /// Also while drivers hold streaming mappings, which lose what has not
-    /// flowed back
+    /// Also while drivers hold streaming mappings and leases, which lose what
+    /// has not flowed back
     #[arg(long)]
     pub(crate) force: bool,
 }
@@ -703,6 +724,8 @@ impl Policy {
             mappings: self.quota_mappings.unwrap_or(0),
             memories: self.quota_memories.unwrap_or(0),
             direct: self.quota_direct.unwrap_or(0),
+            leases: self.quota_leases.unwrap_or(0),
+            lease_bytes: self.quota_lease_bytes.unwrap_or(0),
         }
     }
 
@@ -731,6 +754,7 @@ impl From<Kind> for v1::MappingKind {
             Kind::Streaming => v1::MappingKind::Streaming,
             Kind::Coherent => v1::MappingKind::Coherent,
             Kind::Direct => v1::MappingKind::Direct,
+            Kind::Lease => v1::MappingKind::Lease,
         }
     }
 }

@@ -13,6 +13,8 @@ pub(crate) enum SizeError {
     UnknownUnit { unit: String },
     #[error("larger than 2^64-1 bytes")]
     TooLarge,
+    #[error("a bound is at least one byte, or none")]
+    NoBound,
 }
 
 const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -35,6 +37,20 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
     let number = digits_of(digits, 10)?;
     let factor = factor(unit.trim_start())?;
     number.checked_mul(factor).ok_or(SizeError::TooLarge)
+}
+
+/// Reads what something may not grow beyond: a size, or `none` for no bound.
+///
+/// # Errors
+/// [`SizeError`]; also for 0, which asks for nothing on the wire.
+pub(crate) fn parse_bound(text: &str) -> Result<u64, SizeError> {
+    match text {
+        "none" => Ok(u64::MAX),
+        text => match parse(text)? {
+            0 => Err(SizeError::NoBound),
+            bytes => Ok(bytes),
+        },
+    }
 }
 
 /// `from_str_radix` alone would take a sign.

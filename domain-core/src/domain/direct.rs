@@ -19,7 +19,7 @@ use crate::direct::{
 use crate::iotlb::{DirectTable, Entry, InsertError, Overlap, RegionId, Replaced, TranslateError};
 use crate::layout::ApertureKind;
 use crate::limits::{Quota, QuotaExceeded, TRANSLATE_PIECES};
-use crate::mapping::{MappingView, Phase};
+use crate::mapping::{Held, MappingKind, MappingView, Phase};
 use crate::memory::{MemoryId, MemoryMissing};
 use crate::perm::Perm;
 use crate::session::Removal;
@@ -33,6 +33,8 @@ const REFILL_ABOVE: usize = 256;
 pub struct Translated {
     /// Which addresses.
     pub range: IovaRange,
+    /// What kind of mapping they belong to.
+    pub kind: MappingKind,
     /// Where their bytes are.
     pub behind: Behind,
     /// Where `range` begins there, in bytes.
@@ -68,8 +70,19 @@ pub enum ResetError {
     Denied(#[from] crate::session::Denied),
     #[error("the domain has no bounce aperture")]
     NoAperture,
-    #[error("drivers hold {streaming} streaming mappings")]
-    InUse { streaming: usize },
+    #[error("drivers hold {streaming} streaming mappings and {leases} leases")]
+    InUse { streaming: usize, leases: usize },
+}
+
+/// The bounce aperture was reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetBounce {
+    /// Streaming mappings that were ended, those in transit included.
+    pub ended_mappings: usize,
+    /// Leases that were ended, those in transit included.
+    pub ended_leases: usize,
+    /// When nobody can still use them.
+    pub removal: Removal,
 }
 
 impl Domain {
@@ -186,10 +199,14 @@ impl Domain {
     ///
     /// # Errors
     /// [`ResetError`]; nothing is changed.
-    pub fn reset_bounce(&self, actor: Actor, force: bool) -> Result<(usize, Removal), ResetError> {
+    pub fn reset_bounce(&self, actor: Actor, force: bool) -> Result<ResetBounce, ResetError> {
         let bounce = self.bounce.as_ref().ok_or(ResetError::NoAperture)?;
         let mut state = self.lock();
-        let (ended, abandoned) = state.end_streaming(actor, force)?;
+        let Ended {
+            streaming: ended_mappings,
+            leases: ended_leases,
+            abandoned,
+        } = state.end_bounced(actor, force)?;
         // Under the same lock: one removal, which the answer names, is all of it.
         let bounces = abandoned.into_iter().map(|at| state.retire(at, true));
         let bounces: Vec<_> = bounces.collect();
@@ -210,7 +227,11 @@ impl Domain {
         while let Some(from) = next {
             next = self.scrub_free_from(from);
         }
-        Ok((ended, removal))
+        Ok(ResetBounce {
+            ended_mappings,
+            ended_leases,
+            removal,
+        })
     }
 
     /// Overwrites the beginning of the first free run from `from` on; answers
@@ -265,6 +286,7 @@ impl Domain {
         }
         let translated = |piece: &Entry| Translated {
             range: piece.range,
+            kind: state.kind_of(piece),
             behind: state.behind(piece.target.region),
             offset: piece.target.offset_bytes,
             perm: piece.perm,
@@ -755,23 +777,17 @@ impl State {
         let _closed = self.take_out(doomed.into_iter());
     }
 
-    /// Ends all streaming mappings; answers how many there were, and the keys
-    /// of those that are for the caller to retire.
-    fn end_streaming(
-        &mut self,
-        actor: Actor,
-        force: bool,
-    ) -> Result<(usize, Vec<Iova>), ResetError> {
+    /// Ends all streaming mappings and leases, and tells the owners of these.
+    fn end_bounced(&mut self, actor: Actor, force: bool) -> Result<Ended, ResetError> {
         self.may_act(actor)?;
-        let streaming: Vec<_> = self
-            .held
-            .iter()
-            .filter(|(_, held)| held.bounce().is_some())
-            .map(|(at, _)| *at)
-            .collect();
-        if !streaming.is_empty() && !force {
-            let streaming = streaming.len();
-            return Err(ResetError::InUse { streaming });
+        let is_bounced =
+            |held: &Held| held.aperture() == ApertureKind::Bounce && !held.is_retired();
+        let bounced = self.held.iter().filter(|(_, held)| is_bounced(held));
+        let bounced: Vec<_> = bounced.map(|(at, _)| *at).collect();
+        let leases = self.leases.count;
+        let streaming = bounced.len() - leases;
+        if !bounced.is_empty() && !force {
+            return Err(ResetError::InUse { streaming, leases });
         }
         // What is in transit ends with the request that moves it.
         self.bounce_epoch += 1;
@@ -781,9 +797,13 @@ impl State {
         bounces
             .filter(|held| held.is_retired())
             .for_each(|held| held.scrub = true);
-        let ended = streaming.len();
-        let abandoned = self.abandon_all(streaming);
-        Ok((ended, abandoned))
+        let abandoned = self.abandon_all(bounced);
+        self.revoke_leases(&abandoned);
+        Ok(Ended {
+            streaming,
+            leases,
+            abandoned,
+        })
     }
 
     fn behind(&self, region: RegionId) -> Behind {
@@ -807,11 +827,16 @@ impl State {
             (Quota::Mappings, quotas.mappings, mappings),
             (Quota::Memories, quotas.memories, self.memories.len()),
             (Quota::Direct, quotas.direct, self.iotlb.direct_len()),
+            (Quota::Leases, quotas.leases, self.most_leased().count),
         ];
         for (quota, limit, used) in uses {
             if used > usize::try_from(limit).unwrap_or(usize::MAX) {
                 return Err(QuotaExceeded { quota, limit, used }.into());
             }
+        }
+        let (limit, used) = (quotas.lease_bytes, self.most_leased().bytes);
+        if used > limit {
+            return Err(UpdateError::LeaseBytes { limit, used });
         }
         self.restrict(restrictions)?;
         (self.quotas, self.scrub) = (quotas, scrub);
@@ -825,6 +850,14 @@ impl State {
         let taken = self.taken();
         Ok(self.space.restrict(restrictions, &taken)?)
     }
+}
+
+/// What a reset has ended.
+struct Ended {
+    streaming: usize,
+    leases: usize,
+    /// Keys of those that are for the caller to retire.
+    abandoned: Vec<Iova>,
 }
 
 /// Which entry of a table was refused, by the range that the refusal names.

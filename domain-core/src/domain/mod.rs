@@ -8,6 +8,7 @@
 //! reached.
 
 mod direct;
+mod lease;
 mod limbo;
 mod log;
 mod made;
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use self::direct::{Behind, ResetError, Translated, TranslationError};
+pub use self::direct::{Behind, ResetBounce, ResetError, Translated, TranslationError};
 use self::limbo::Limbo;
 use self::log::ChangeLog;
 pub use self::log::{Change, Listener, Lost};
@@ -36,8 +37,9 @@ use crate::batch::{BatchMode, BatchResult, advance, settle};
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
 use crate::iotlb::{Allowance, Iotlb, RegionId, RegionWords, Walker};
 use crate::layout::{ApertureKind, Layout};
+use crate::lease::LeaseTally;
 use crate::limits::{Quota, QuotaExceeded, Quotas, TABLE_BYTES_PER_DOMAIN};
-use crate::mapping::{MappingFilter, MappingId, MappingView, Phase};
+use crate::mapping::{HeldKind, MappingFilter, MappingId, MappingView, Phase};
 use crate::memory::{MemoryId, MemoryView, RegisterError, Registered, UnregisterError};
 use crate::region::{ClientMemory, Grant, RegionError};
 use crate::session::{
@@ -73,6 +75,8 @@ pub struct Settings {
 pub enum UpdateError {
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),
+    #[error("a session holds {used} bytes in leases, {limit} would be less")]
+    LeaseBytes { limit: u64, used: u64 },
     #[error(transparent)]
     Restriction(#[from] RestrictionError),
 }
@@ -99,6 +103,8 @@ pub struct Usage {
     pub streaming: usize,
     /// Coherent allocations, those in transit included.
     pub coherent: usize,
+    /// Leases, those in transit included.
+    pub leases: LeaseTally,
     /// Registered memories.
     pub memories: usize,
     /// Direct mappings.
@@ -153,13 +159,16 @@ pub struct Occupancy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the domain is in use: {sessions} sessions, {streaming} streaming mappings, \
-     {coherent} coherent allocations, {direct} direct mappings, {memories} registered memories"
+     {leases} leases, {coherent} coherent allocations, {direct} direct mappings, \
+     {memories} registered memories"
 )]
 pub struct InUse {
     /// Attached sessions.
     pub sessions: usize,
     /// Streaming mappings.
     pub streaming: usize,
+    /// Leases.
+    pub leases: usize,
     /// Coherent allocations.
     pub coherent: usize,
     /// Direct mappings.
@@ -239,6 +248,7 @@ impl Domain {
                 space,
                 direct_generation: 0,
                 bounce_epoch: 0,
+                leases: LeaseTally::default(),
                 next_mapping: 1,
                 next_memory: 1,
                 readers: Readers::default(),
@@ -461,15 +471,17 @@ impl Domain {
             sessions,
             streaming,
             coherent,
+            leases: LeaseTally { count: leases, .. },
             direct,
             memories,
             ..
         } = state.usage();
-        let unused = sessions + streaming + coherent + direct + memories == 0;
+        let unused = sessions + streaming + leases + coherent + direct + memories == 0;
         if how == Close::IfUnused && !unused {
             return Err(InUse {
                 sessions,
                 streaming,
+                leases,
                 coherent,
                 direct,
                 memories,
@@ -995,13 +1007,18 @@ impl Domain {
         let mappings = attached.mappings.iter().filter_map(|at| state.held.get(at));
         // What has ended it does not hold, though that may have to wait.
         let mappings = mappings.filter(|held| !held.is_retired());
-        let (streaming, coherent): (Vec<_>, Vec<_>) =
-            mappings.partition(|held| held.bounce().is_some());
-        Some(Holdings {
-            streaming: streaming.len(),
-            coherent: coherent.len(),
+        let mut holdings = Holdings {
             memories: attached.memories.len(),
-        })
+            ..Holdings::default()
+        };
+        for held in mappings {
+            match held.kind {
+                HeldKind::Streaming(_) | HeldKind::Streamed(_) => holdings.streaming += 1,
+                HeldKind::Coherent => holdings.coherent += 1,
+                HeldKind::Lease => holdings.leases.add(held.granules),
+            }
+        }
+        Some(holdings)
     }
 
     /// At most `max` mappings that start at `from` or above, by address.

@@ -105,6 +105,14 @@ impl Readers {
         }
     }
 
+    /// Leases of an attached session were taken away, and are hidden.
+    pub(super) fn revoke(&self, session: SessionId) {
+        let attending = self.attached.get(&session);
+        if let Some(reader) = attending.and_then(|there| there.reader.as_ref()) {
+            reader.revoke();
+        }
+    }
+
     /// Something was removed, and `generation` is published: who might hold an
     /// older view is asked to acknowledge it. `closed` are memories that nothing
     /// leads to any more; `actor` is the session that removes.

@@ -16,9 +16,10 @@ use crate::coherent::{AllocCoherentError, CoherentSpec};
 use crate::direct::Actor;
 use crate::iotlb::{Entry, Iotlb, NoRoom, RegionId, RegionWords, Target};
 use crate::layout::{ApertureKind, Layout};
+use crate::lease::LeaseTally;
 use crate::limits::{Quota, Quotas};
 use crate::mapping::{
-    Held, HeldKind, MappingId, MappingMissing, MappingView, Phase, Source, ViewKind,
+    Held, HeldKind, MappingId, MappingKind, MappingMissing, MappingView, Phase, Source, ViewKind,
 };
 use crate::memory::{MemoryId, MemoryMissing, Registered};
 use crate::session::{Attached, Denied, Progress, Removal, Role, SessionId};
@@ -48,6 +49,8 @@ pub(super) struct State {
     pub(super) direct_generation: u64,
     /// Resets of the bounce aperture so far.
     pub(super) bounce_epoch: u64,
+    /// Leases that have not ended, those in transit included.
+    pub(super) leases: LeaseTally,
     pub(super) next_mapping: u64,
     pub(super) next_memory: u64,
     /// Who has acknowledged what.
@@ -98,7 +101,7 @@ pub(super) struct FillJob {
     pub(super) id: MappingId,
     pub(super) granules: IovaRange,
     pub(super) visible: IovaRange,
-    /// `None` for coherent memory.
+    /// `None` for coherent memory and leases.
     pub(super) bounce: Option<Bounce>,
 }
 
@@ -267,7 +270,7 @@ impl State {
         let missing = MappingMissing::NoSuchMapping { iova, id };
         let (_, held) = self.held.range(..=iova).next_back().ok_or(missing)?;
         let bounce = held.bounce().ok_or(missing)?;
-        Ok((self.yours(session, held, iova, id)?, bounce))
+        Ok((self.yours(session, Some(held), iova, id)?, bounce))
     }
 
     /// The live coherent allocation of that name.
@@ -277,26 +280,34 @@ impl State {
         iova: Iova,
         id: MappingId,
     ) -> Result<&Held, MappingMissing> {
-        let missing = MappingMissing::NoSuchMapping { iova, id };
-        let held = self
-            .held
-            .get(&iova)
-            .filter(|held| held.bounce().is_none())
-            .ok_or(missing)?;
-        self.yours(session, held, iova, id)
+        let held = self.held.get(&iova);
+        let found = held.filter(|held| matches!(held.kind, HeldKind::Coherent));
+        self.yours(session, found, iova, id)
+    }
+
+    /// The live lease of that name.
+    pub(super) fn lease_of(
+        &self,
+        session: SessionId,
+        iova: Iova,
+        id: MappingId,
+    ) -> Result<&Held, MappingMissing> {
+        let found = self.held.get(&iova).filter(|held| held.is_lease());
+        self.yours(session, found, iova, id)
     }
 
     pub(super) fn yours<'h>(
         &self,
         session: SessionId,
-        held: &'h Held,
+        found: Option<&'h Held>,
         iova: Iova,
         id: MappingId,
     ) -> Result<&'h Held, MappingMissing> {
-        let named = held.visible.start() == iova && held.id == id && held.phase == Phase::Live;
-        if !named {
-            return Err(MappingMissing::NoSuchMapping { iova, id });
-        }
+        let is_named = |held: &&Held| {
+            held.visible.start() == iova && held.id == id && held.phase == Phase::Live
+        };
+        let missing = MappingMissing::NoSuchMapping { iova, id };
+        let held = found.filter(is_named).ok_or(missing)?;
         match held.owner {
             Some(owner) if owner != session => Err(MappingMissing::NotYours { iova, id }),
             _ => Ok(held),
@@ -402,7 +413,7 @@ impl State {
 
     /// What counts against the quota of mappings when this session wants one
     /// more: what others' ghosts hold back does not.
-    fn charged_mappings(&self, session: SessionId) -> usize {
+    pub(super) fn charged_mappings(&self, session: SessionId) -> usize {
         let account = self.readers.account(session).unwrap_or_default();
         let own = self.limbo.charged_to(account);
         self.held.len() - self.limbo.quarantined_granules() + own
@@ -426,7 +437,11 @@ impl State {
 
     /// Makes sure that granules just taken can be shown, also again after they
     /// were hidden; gives them back if not.
-    fn make_room(&mut self, kind: ApertureKind, granules: IovaRange) -> Result<(), NoRoom> {
+    pub(super) fn make_room(
+        &mut self,
+        kind: ApertureKind,
+        granules: IovaRange,
+    ) -> Result<(), NoRoom> {
         let mut room = self.iotlb.reserve(granules);
         if room.is_err() && self.finds_nodes() {
             room = self.iotlb.reserve(granules);
@@ -474,9 +489,17 @@ impl State {
             blocked_by: None,
             kind,
         };
+        let is_lease = held.is_lease();
         self.held.insert(granules.start(), held);
+        if is_lease {
+            self.leases.add(granules);
+        }
         if let Some(owner) = owner {
-            self.attached(owner).mappings.insert(granules.start());
+            let attached = self.attached(owner);
+            attached.mappings.insert(granules.start());
+            if is_lease {
+                attached.leases.add(granules);
+            }
         }
         id
     }
@@ -563,7 +586,7 @@ impl State {
     /// Was the bounce aperture reset while this was in transit?
     pub(super) fn has_outlived_a_reset(&self, at: Iova) -> bool {
         let held = &self.held[&at];
-        held.bounce().is_some() && held.epoch != self.bounce_epoch
+        held.aperture() == ApertureKind::Bounce && held.epoch != self.bounce_epoch
     }
 
     /// What has just been done, and is to be waited for.
@@ -685,12 +708,27 @@ impl State {
 
     /// What an entry of the IOTLB looks like to others.
     fn view_of(&self, entry: &Entry) -> MappingView {
-        if entry.target.region.slot().is_some() {
-            return self.direct_view(entry);
+        match entry.target.region.slot() {
+            Some(_) => self.direct_view(entry),
+            None => self.held_at(entry).view(),
         }
+    }
+
+    /// What kind of mapping an entry of the IOTLB, or a part of one, belongs to.
+    pub(super) fn kind_of(&self, entry: &Entry) -> MappingKind {
+        match entry.target.region {
+            RegionId::BOUNCE if self.leases.count == 0 => MappingKind::Streaming,
+            RegionId::BOUNCE => self.held_at(entry).view().kind.kind(),
+            RegionId::COHERENT => MappingKind::Coherent,
+            _ => MappingKind::Direct,
+        }
+    }
+
+    /// Who holds what an entry in an aperture shows.
+    fn held_at(&self, entry: &Entry) -> &Held {
         let below = self.held.range(..=entry.range.start()).next_back();
         let (_, held) = below.expect("what is visible in an aperture is held");
-        held.view()
+        held
     }
 
     /// The end of mappings that others brought about. Hides those that are live;
@@ -724,16 +762,20 @@ impl State {
                 since: held.since.expect("it was visible"),
             },
         };
-        let streamed = held
+        if held.is_lease() {
+            let granules = held.granules;
+            self.leases.subtract(granules);
+        }
+        let streamed = self
+            .held_mut(at)
             .bounce()
             .map(|bounce| HeldKind::Streamed(bounce.into()));
-        let bounce =
-            streamed.and_then(
-                |streamed| match std::mem::replace(&mut held.kind, streamed) {
-                    HeldKind::Streaming(bounce) => Some(bounce),
-                    HeldKind::Streamed(_) | HeldKind::Coherent => None,
-                },
-            );
+        let bounce = streamed.and_then(|streamed| {
+            match std::mem::replace(&mut self.held_mut(at).kind, streamed) {
+                HeldKind::Streaming(bounce) => Some(bounce),
+                HeldKind::Streamed(_) | HeldKind::Coherent | HeldKind::Lease => None,
+            }
+        });
         if let Some(bounce) = &bounce {
             self.count_down(bounce.memory_id);
         }
@@ -849,6 +891,12 @@ impl State {
             .expect("what is held is allocated");
         if let Some(attached) = held.owner.and_then(|owner| self.sessions.get_mut(&owner)) {
             attached.mappings.remove(&at);
+            if held.is_lease() {
+                attached.leases.subtract(held.granules);
+            }
+        }
+        if held.is_lease() && !held.is_retired() {
+            self.leases.subtract(held.granules);
         }
         if let Some(memory) = held.bounce().map(|bounce| bounce.memory_id) {
             self.count_down(memory);
@@ -872,8 +920,9 @@ impl State {
         };
         Usage {
             sessions: self.sessions.len(),
-            streaming: live(ApertureKind::Bounce, &self.bounce_iovas),
+            streaming: live(ApertureKind::Bounce, &self.bounce_iovas) - self.leases.count,
             coherent: live(ApertureKind::Coherent, &self.coherent_iovas),
+            leases: self.leases,
             memories: self.memories.len(),
             direct: self.iotlb.direct_len(),
             table_bytes: self.iotlb.table_usage().backed_bytes,
@@ -923,6 +972,7 @@ impl State {
         );
         self.check_direct();
         self.check_made();
+        self.check_leases();
         for (at, held) in &self.held {
             assert_eq!(
                 *at,

@@ -8,6 +8,7 @@
 //! | 0 | `"domsess\x01"` as a big-endian number, written by the service |
 //! | 1 | 0 while the session lives; fenced: its last generation + 1. Written by the service, once |
 //! | 2 | how many slots were ever used, at most [`SLOTS`]. Written by the client before it uses one |
+//! | 3 | how many times the service took leases of this session away. Written by the service |
 //! | 8 (i + 1) | slot i, in a cache line of its own. 0: not pinned; else the view + 1. One thread at a time writes it |
 //!
 //! # Why it is enough
@@ -24,10 +25,16 @@
 //! session is linked by a later store, with release: a walk that found it finds the fence word set,
 //! and so a fenced session never reaches anything that is newer than its fence.
 //!
+//! Whoever writes into a lease without a walk, because it knows its place, reads the count of
+//! revocations (word 3) while it is pinned, and writes only if that is still what it was when it was given the
+//! lease. A service that takes a lease away hides its entry, stores the next count, and then looks at the slots, behind
+//! the same fence; a client stores its slot, and reads the count behind the other. So either the client
+//! reads the new count and writes nothing, or the service finds the slot taken and waits.
+//!
 //! # What the service believes
 //!
 //! Nothing. Whatever a client writes there changes but the answer of
-//! [`SessionPage::holds_older_than`] for this client.
+//! [`SessionPage::holds_older_than`] for this client, and what it has itself counted in word 3.
 
 use std::sync::atomic::Ordering::{self, Release, SeqCst};
 #[cfg(not(all(loom, test)))]
@@ -51,6 +58,7 @@ const SLOT_WORDS: usize = if cfg!(loom) { 4 } else { 8 };
 const MAGIC_WORD: usize = 0;
 const FENCE_WORD: usize = 1;
 const MARK_WORD: usize = 2;
+const REVOKED_WORD: usize = 3;
 
 /// Stands first in a session page. The last byte is the version of this format.
 const MAGIC: u64 = u64::from_be_bytes(*b"domsess\x01");
@@ -105,6 +113,14 @@ impl<W: WordSource> SessionPage<W> {
         self.load(FENCE_WORD).checked_sub(1)
     }
 
+    /// How many times the service took leases of this session away. What a lease's owner knows of it
+    /// counts only while this is what it was before it was given it, read under a pin.
+    #[inline]
+    #[must_use]
+    pub fn revocations(&self) -> u64 {
+        self.load(REVOKED_WORD)
+    }
+
     /// The view in a slot, if it is pinned.
     ///
     /// # Panics
@@ -152,6 +168,16 @@ impl<W: WordSink> SessionPage<W> {
     pub fn fence(&self, generation: u64) {
         self.words
             .store(FENCE_WORD, generation.saturating_add(1), Release);
+    }
+}
+
+/// The service's side, where it reads as well.
+impl<W: WordSink> SessionPage<W> {
+    /// Says that leases of the session were taken away. They are hidden before, and the slots are
+    /// looked at afterwards. By one thread at a time.
+    pub fn revoke(&self) {
+        let count = self.load(REVOKED_WORD).wrapping_add(1);
+        self.words.store(REVOKED_WORD, count, Release);
     }
 }
 
@@ -291,14 +317,16 @@ mod tests {
         page.enter(0, 4);
         page.enter(62, 9);
         page.fence(20);
+        page.revoke();
+        page.revoke();
 
         let words = page.words.words();
         let word = |index: usize| words[index].load_acquire();
         assert_eq!(word(0).to_be_bytes(), *b"domsess\x01");
-        assert_eq!((word(1), word(2)), (21, 63));
+        assert_eq!((word(1), word(2), word(3)), (21, 63, 2));
         assert_eq!((word(8), word(504)), (5, 10));
         let set = words.iter().filter(|word| word.load_acquire() != 0);
-        assert_eq!(set.count(), 5);
+        assert_eq!(set.count(), 6);
     }
 
     #[test]
@@ -338,6 +366,18 @@ mod tests {
 
         assert!(client.is_fenced());
         assert_eq!(client.fenced_at(), Some(0));
+    }
+
+    #[test]
+    fn a_revocation_reaches_the_client_each_time() {
+        let (service, client) = shared();
+        assert_eq!(client.revocations(), 0);
+
+        service.revoke();
+        assert_eq!(client.revocations(), 1);
+        service.revoke();
+        assert_eq!((client.revocations(), service.revocations()), (2, 2));
+        assert!(!client.is_fenced() && client.oldest().is_none());
     }
 
     #[test]

@@ -4,9 +4,7 @@ use domain_core::addr::{Iova, IovaRange};
 use domain_core::batch::BatchError;
 use domain_core::direct::{DirectMapping, DirectSpec, Placement, Removed, TableSet};
 use domain_core::domain::{Behind, Translated};
-use domain_core::layout::ApertureKind;
 use domain_core::limits::{BATCH_ENTRIES, TABLE_ENTRIES_PER_REQUEST};
-use domain_core::mapping::MappingKind;
 use domain_core::memory::MemoryId;
 use domain_core::session::Removal;
 
@@ -172,14 +170,13 @@ impl From<TableSet> for v1::SetMapResponse {
 
 impl From<&Translated> for v1::Piece {
     fn from(piece: &Translated) -> v1::Piece {
-        let (kind, memory_id) = match piece.behind {
-            Behind::Aperture(ApertureKind::Bounce) => (MappingKind::Streaming, 0),
-            Behind::Aperture(ApertureKind::Coherent) => (MappingKind::Coherent, 0),
-            Behind::Memory(memory) => (MappingKind::Direct, memory.get()),
+        let memory_id = match piece.behind {
+            Behind::Aperture(_) => 0,
+            Behind::Memory(memory) => memory.get(),
         };
         v1::Piece {
             range: Some(piece.range.into()),
-            kind: v1::MappingKind::from(kind).into(),
+            kind: v1::MappingKind::from(piece.kind).into(),
             memory_id,
             offset: piece.offset,
             perm: v1::Perm::from(piece.perm).into(),

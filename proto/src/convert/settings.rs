@@ -3,8 +3,8 @@
 
 use domain_core::domain::{Scrub, Settings};
 use domain_core::limits::{
-    DIRECT_PER_DOMAIN_MOST, MAPPINGS_PER_DOMAIN_MOST, MEMORIES_PER_DOMAIN_MOST, Quotas,
-    SESSIONS_PER_DOMAIN_MOST,
+    DIRECT_PER_DOMAIN_MOST, LEASES_PER_SESSION_MOST, MAPPINGS_PER_DOMAIN_MOST,
+    MEMORIES_PER_DOMAIN_MOST, Quotas, SESSIONS_PER_DOMAIN_MOST,
 };
 use domain_core::space::Restrictions;
 
@@ -61,6 +61,8 @@ fn quotas(asked: Option<&v1::Quotas>, base: Quotas) -> Result<Quotas, Malformed>
         mappings,
         memories,
         direct,
+        leases,
+        lease_bytes,
     } = *asked;
     Ok(Quotas {
         sessions: pick(
@@ -82,6 +84,11 @@ fn quotas(asked: Option<&v1::Quotas>, base: Quotas) -> Result<Quotas, Malformed>
             MEMORIES_PER_DOMAIN_MOST,
         )?,
         direct: pick("direct", direct, base.direct, DIRECT_PER_DOMAIN_MOST)?,
+        leases: pick("leases", leases, base.leases, LEASES_PER_SESSION_MOST)?,
+        lease_bytes: match lease_bytes {
+            0 => base.lease_bytes,
+            asked => asked,
+        },
     })
 }
 
@@ -122,6 +129,8 @@ mod tests {
             mappings: MAPPINGS_PER_DOMAIN_MOST,
             memories: MEMORIES_PER_DOMAIN_MOST,
             direct: DIRECT_PER_DOMAIN_MOST,
+            leases: LEASES_PER_SESSION_MOST,
+            lease_bytes: 1,
         };
         assert!(quotas(Some(&most), Quotas::default()).is_ok());
         let memories = MEMORIES_PER_DOMAIN_MOST + 1;
@@ -133,6 +142,9 @@ mod tests {
         let direct = DIRECT_PER_DOMAIN_MOST + 1;
         let asked = v1::Quotas { direct, ..most };
         assert!(quotas(Some(&asked), Quotas::default()).is_err());
+        let leases = LEASES_PER_SESSION_MOST + 1;
+        let asked = v1::Quotas { leases, ..most };
+        assert!(quotas(Some(&asked), Quotas::default()).is_err());
     }
 
     #[test]
@@ -142,6 +154,8 @@ mod tests {
             mappings: 6,
             memories: 7,
             direct: 8,
+            leases: 9,
+            lease_bytes: 10,
         };
         let asked = v1::Quotas {
             mappings: 9,

@@ -208,9 +208,10 @@ impl From<ResetError> for Refusal {
         match error {
             ResetError::Denied(denied) => denied.into(),
             ResetError::NoAperture => invalid(ErrorReason::NoAperture, &error),
-            ResetError::InUse { streaming } => {
+            ResetError::InUse { streaming, leases } => {
                 Refusal::of(Code::FailedPrecondition, ErrorReason::BounceInUse, &error)
                     .with("streaming_mappings", streaming)
+                    .with("leases", leases)
             }
         }
     }
@@ -398,9 +399,14 @@ mod tests {
 
     #[test]
     fn a_reset_says_how_many_mappings_are_in_its_way() {
-        let refusal = Refusal::from(ResetError::InUse { streaming: 3 });
+        let in_use = ResetError::InUse {
+            streaming: 3,
+            leases: 4,
+        };
+        let refusal = Refusal::from(in_use);
         assert_eq!(refusal.reason(), ErrorReason::BounceInUse);
         assert_eq!(refusal.metadata["streaming_mappings"], "3");
+        assert_eq!(refusal.metadata["leases"], "4");
         let none = (Code::InvalidArgument, ErrorReason::NoAperture);
         assert_eq!(answered(ResetError::NoAperture), none);
     }

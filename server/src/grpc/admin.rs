@@ -68,6 +68,8 @@ impl AdminService for Admin {
             quarantined_bytes: totals.quarantined.bytes,
             fenced_sessions: count(totals.fenced),
             watchers: count(totals.watchers),
+            leases: totals.leases.count as u64,
+            lease_bytes: totals.leases.bytes,
         }))
     }
 }

@@ -1,7 +1,8 @@
-//! Streaming mappings and coherent memory: parse, one call into the core,
+//! Streaming mappings, leases and coherent memory: parse, one call into the core,
 //! answer. Who calls was asked before; it is a session.
 
 use domain_core::addr::Iova;
+use domain_core::domain::ResetBounce;
 use domain_core::mapping::MappingId;
 use domaind_proto::convert;
 use domaind_proto::v1::{self, Refusal};
@@ -69,6 +70,30 @@ pub(super) fn sync(session: &Live, request: v1::SyncRequest) -> Result<v1::SyncR
     })
 }
 
+pub(super) fn lease(
+    session: &Live,
+    request: &v1::LeaseRequest,
+) -> Result<v1::LeaseResponse, Refusal> {
+    let spec = convert::lease_spec(request);
+    let leased = copying(spec.place.len_bytes, || {
+        session.domain.core.lease(session.id, &spec)
+    });
+    Ok(leased?.into())
+}
+
+pub(super) fn release(
+    session: &Live,
+    request: &v1::ReleaseRequest,
+) -> Result<v1::ReleaseResponse, Refusal> {
+    let (iova, id) = (Iova::new(request.iova), MappingId::new(request.mapping_id));
+    let core = &session.domain.core;
+    let bytes = core.visible_bytes([iova].into_iter());
+    let removal = copying(bytes, || core.release_lease(session.id, iova, id))?;
+    Ok(v1::ReleaseResponse {
+        generation: removal.generation,
+    })
+}
+
 pub(super) fn alloc_coherent(
     session: &Live,
     request: &v1::AllocCoherentRequest,
@@ -98,11 +123,16 @@ pub(super) fn reset(
     request: &v1::ResetBounceRequest,
 ) -> Result<v1::ResetBounceResponse, Refusal> {
     let (domain, actor) = agent.domain(&request.domain)?;
-    let (ended, removal) = domain.core.reset_bounce(actor, request.force)?;
-    tracing::info!(domain = %domain.id, ended_mappings = ended, "bounce aperture reset");
+    let ResetBounce {
+        ended_mappings,
+        ended_leases,
+        removal,
+    } = domain.core.reset_bounce(actor, request.force)?;
+    tracing::info!(domain = %domain.id, ended_mappings, ended_leases, "bounce aperture reset");
     Ok(v1::ResetBounceResponse {
-        ended_mappings: ended as u64,
+        ended_mappings: ended_mappings as u64,
         generation: removal.generation,
+        ended_leases: ended_leases as u64,
     })
 }
 

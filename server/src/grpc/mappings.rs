@@ -54,6 +54,18 @@ impl MappingService for Mappings {
         answer(turn.take(|| bounced::sync(&session, request)))
     }
 
+    async fn lease(&self, request: Request<v1::LeaseRequest>) -> Answered<v1::LeaseResponse> {
+        let (session, request, turn) = self.for_session(request).await?;
+        finding_room(&session, &request, turn, bounced::lease).await
+    }
+
+    async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
+        let (session, request, turn) = self.for_session(request).await?;
+        let released = turn.take(|| bounced::release(&session, &request))?;
+        settle::acknowledged(&session.domain, released.generation).await?;
+        answer(Ok(released))
+    }
+
     async fn alloc_coherent(
         &self,
         request: Request<v1::AllocCoherentRequest>,
@@ -233,7 +245,7 @@ async fn settled<R>(
     Ok(answered)
 }
 
-/// Maps or allocates; if there is no room, once more when what was removed is
+/// Maps, leases or allocates; if there is no room, once more when what was removed is
 /// acknowledged.
 async fn finding_room<Q: Repeatable, R: Message + Default>(
     session: &Arc<Live>,

@@ -194,7 +194,7 @@ mod tests {
         let request = request_of(
             "d0 --bounce 1GiB --coherent 0 --iova-limit 0xffffffff --aperture-base 64K \
              --granule 64KiB --backing hugetlb-2m --scrub on-unmap --quota-sessions 3 \
-             --quota-direct 4 --reserve 0x1000+4KiB,0x3000+4KiB --reserve 1GiB+1 \
+             --quota-direct 4 --quota-leases 5 --quota-lease-bytes 64KiB --reserve 0x1000+4KiB,0x3000+4KiB --reserve 1GiB+1 \
              --allow 0x100000-0x1fffff --dry-run",
         );
         let spec = request.spec.unwrap();
@@ -208,6 +208,7 @@ mod tests {
         assert_eq!(spec.scrub(), v1::Scrub::OnUnmap);
         let quotas = spec.quotas.unwrap();
         assert_eq!((quotas.sessions, quotas.direct), (3, 4));
+        assert_eq!((quotas.leases, quotas.lease_bytes), (5, 65536));
         assert_eq!((spec.reserved.len(), spec.allowed.len()), (3, 1));
         assert_eq!(spec.allowed[0].last, 0x1f_ffff);
         assert!(request.validate_only);

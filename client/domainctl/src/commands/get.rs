@@ -6,11 +6,11 @@ use domaind_proto::names::{DomainId, session_name};
 use domaind_proto::v1;
 
 use super::{pages, target};
-use crate::cli::{Get, GetDomains, GetMappings, GetMemories, GetSessions};
+use crate::cli::{Get, GetDomains, GetLeases, GetMappings, GetMemories, GetSessions};
 use crate::context::Context;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::output::{List, One, Row};
+use crate::output::{Lease, List, One, Row};
 
 /// The most that the daemon answers at once, so that lists take few calls.
 const PAGE_SIZE: u32 = 1000;
@@ -21,6 +21,7 @@ pub(super) async fn run(what: Get, context: &mut Context) -> Result<Exit, Failur
         Get::Domains(args) => domains(args, context).await?,
         Get::Sessions(args) => sessions(args, context).await?,
         Get::Mappings(args) => mappings(args, context).await?,
+        Get::Leases(args) => leases(args, context).await?,
         Get::Memories(args) => memories(args, context).await?,
     }
     Ok(Exit::Ok)
@@ -73,7 +74,31 @@ async fn mappings(args: GetMappings, context: &mut Context) -> Result<(), Failur
         memory_offset: args.offset,
         range: args.range.map(|range| range.thing.into()),
     };
-    let mappings = pages::all(async |page_token| {
+    let mappings = all_mappings(&client, filter, context).await?;
+    context.show(&List::within(&domain, mappings))
+}
+
+async fn leases(args: GetLeases, context: &mut Context) -> Result<(), Failure> {
+    let client = context.connect().await?;
+    let domain = args.domain.id().name();
+    let filter = v1::ListMappingsRequest {
+        domain: domain.clone(),
+        session: args.session.map(session_name).unwrap_or_default(),
+        kind: v1::MappingKind::Lease.into(),
+        page_size: MAPPINGS_PAGE_SIZE,
+        ..v1::ListMappingsRequest::default()
+    };
+    let leases = all_mappings(&client, filter, context).await?;
+    let leases = leases.into_iter().map(Lease).collect();
+    context.show(&List::<Lease>::within(&domain, leases))
+}
+
+async fn all_mappings(
+    client: &Client,
+    filter: v1::ListMappingsRequest,
+    context: &Context,
+) -> Result<Vec<v1::Mapping>, Failure> {
+    pages::all(async |page_token| {
         let request = v1::ListMappingsRequest {
             page_token,
             ..filter.clone()
@@ -82,9 +107,8 @@ async fn mappings(args: GetMappings, context: &mut Context) -> Result<(), Failur
             .call(client.mappings().list_mappings(request))
             .await?;
         Ok((page.mappings, page.next_page_token))
-    });
-    let mappings = mappings.await?;
-    context.show(&List::within(&domain, mappings))
+    })
+    .await
 }
 
 async fn memories(args: GetMemories, context: &mut Context) -> Result<(), Failure> {

@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn a_list_stays_unless_it_is_named_or_cleared() {
-        let request = request_of("--scrub on-map");
+        let request = request_of("--scrub on-map --quota-lease-bytes none");
+        assert_eq!(request.quotas.unwrap().lease_bytes, u64::MAX);
         assert_eq!((request.reserved, request.allowed), (None, None));
         let request = request_of("--reserve 0x1000+4KiB --clear-allowed");
         let page = v1::IovaRange {

@@ -1,11 +1,12 @@
 //! Domains as people see them.
 
 use domain_core::addr::Iova;
+use domain_core::limits::LEASE_BYTES_PER_SESSION;
 use domaind_proto::v1;
 use serde::Serialize;
 
 use super::list::{Row, rows};
-use super::{Sheet, Style, View, bare, wire_range, word};
+use super::{Sheet, Style, View, bare, leases, wire_range, word};
 use crate::range::hex;
 use crate::size::{exact, human};
 use crate::time::{age, utc};
@@ -145,6 +146,7 @@ fn apertures(sheet: &mut Sheet, domain: &v1::Domain) {
             .under("Range", wire_range(domain.bounce.as_ref()))
             .under("Size", exact(domain.bounce_bytes))
             .under("Used", exact(usage.bounce_used_bytes))
+            .under("Leases", leases(usage.leases, usage.lease_bytes))
             .under("Largest hole", exact(usage.bounce_largest_hole_bytes))
             .under("Largest mapping", exact(domain.max_mapping_bytes)),
     };
@@ -189,6 +191,7 @@ fn quotas(sheet: &mut Sheet, domain: &v1::Domain) {
     let usage = domain.usage.unwrap_or_default();
     let quotas = domain.quotas.unwrap_or_default();
     let (streaming, coherent) = (usage.streaming_mappings, usage.coherent_allocations);
+    let leases = usage.leases;
     sheet
         .title("Quotas")
         .under(
@@ -198,7 +201,7 @@ fn quotas(sheet: &mut Sheet, domain: &v1::Domain) {
         .under(
             "Mappings",
             format!(
-                "{} of {} ({streaming} streaming, {coherent} coherent)",
+                "{} of {} ({streaming} streaming, {coherent} coherent, {leases} leases)",
                 mappings(&usage),
                 quotas.mappings
             ),
@@ -210,7 +213,9 @@ fn quotas(sheet: &mut Sheet, domain: &v1::Domain) {
         .under(
             "Direct mappings",
             format!("{} of {}", usage.direct_mappings, quotas.direct),
-        );
+        )
+        .under("Leases each", format!("{} a session", quotas.leases))
+        .under("Leased bytes", lease_bytes(quotas.lease_bytes));
 }
 
 /// What was removed and cannot be used again yet.
@@ -225,7 +230,14 @@ fn held_back(sheet: &mut Sheet, usage: &v1::DomainUsage) {
 
 /// What the quota on mappings counts.
 fn mappings(usage: &v1::DomainUsage) -> u64 {
-    usage.streaming_mappings + usage.coherent_allocations
+    usage.streaming_mappings + usage.coherent_allocations + usage.leases
+}
+
+fn lease_bytes(most: u64) -> String {
+    match most {
+        LEASE_BYTES_PER_SESSION => "no bound but the aperture".to_owned(),
+        most => format!("{} a session", exact(most)),
+    }
 }
 
 /// `4 KiB/64 MiB`, or `none` for an aperture that is not there.
@@ -290,6 +302,8 @@ mod tests {
                 mappings: 65536,
                 memories: 1024,
                 direct: 131_072,
+                leases: 1024,
+                lease_bytes: u64::MAX,
             }),
             usage: Some(v1::DomainUsage {
                 sessions: 1,
@@ -349,7 +363,10 @@ mod tests {
             "Bounce:\n  Range:            0x0-0x3ffffff\n  Size:             64 MiB (67108864 bytes)\n",
             "  Used:             12 KiB (12288 bytes)\n",
             "Coherent:           none\n",
-            "  Mappings:         3 of 65536 (3 streaming, 0 coherent)\n",
+            "  Mappings:         3 of 65536 (3 streaming, 0 coherent, 0 leases)\n",
+            "  Leases each:      1024 a session\n",
+            "  Leased bytes:     no bound but the aperture\n",
+            "  Leases:           0\n",
             "  Direct mappings:  2 of 131072\n",
             "  Page table:       16 KiB (16384 bytes)\n",
             "  Reserved:         0x0-0xfff\n                    0x10000000-0x1fffffff\n",

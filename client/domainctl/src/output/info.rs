@@ -2,7 +2,7 @@
 
 use domaind_proto::v1;
 
-use super::{Sheet, Style, View, yes_no};
+use super::{Sheet, Style, View, leases, yes_no};
 use crate::size::exact;
 use crate::time::{age, utc};
 
@@ -53,6 +53,7 @@ fn holdings(sheet: &mut Sheet, info: &v1::Info) {
         .under("Sessions", info.sessions)
         .under("Streaming mappings", info.streaming_mappings)
         .under("Coherent allocations", info.coherent_allocations)
+        .under("Leases", leases(info.leases, info.lease_bytes))
         .under("Direct mappings", info.direct_mappings)
         .under("Memories", info.memories)
         .under("Region memory", exact(info.region_bytes))

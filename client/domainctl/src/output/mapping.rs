@@ -74,7 +74,46 @@ fn id(mapping: &v1::Mapping) -> String {
 fn in_memory(mapping: &v1::Mapping, number: String) -> String {
     match mapping.kind() {
         v1::MappingKind::Streaming | v1::MappingKind::Direct => number,
-        v1::MappingKind::Coherent | v1::MappingKind::Unspecified => "-".to_owned(),
+        v1::MappingKind::Coherent | v1::MappingKind::Lease | v1::MappingKind::Unspecified => {
+            "-".to_owned()
+        }
+    }
+}
+
+/// A lease, in a list of nothing else. Serialises as the mapping that it is.
+#[derive(Debug, serde::Serialize)]
+#[serde(transparent)]
+pub(crate) struct Lease(pub(crate) v1::Mapping);
+
+impl Row for Lease {
+    const PLURAL: &'static str = "leases";
+
+    fn headers(style: &Style) -> Vec<&'static str> {
+        let mut headers = vec!["IOVA", "LEN", "ID", "SESSION", "STATE"];
+        if style.wide() {
+            headers.extend(["RANGE", "BLOCKED-BY"]);
+        }
+        headers
+    }
+
+    fn cells(&self, style: &Style) -> Vec<String> {
+        let Lease(mapping) = self;
+        let mut cells = vec![
+            Iova::new(mapping.iova).to_string(),
+            human(mapping.len_bytes),
+            id(mapping),
+            bare(&mapping.session).to_owned(),
+            word(mapping.state().as_str_name(), "MAPPING_STATE_"),
+        ];
+        if style.wide() {
+            cells.extend([range(mapping), bare(&mapping.blocked_by).to_owned()]);
+        }
+        cells
+    }
+
+    /// Among the mappings, of which it is one.
+    fn name(&self) -> String {
+        self.0.name()
     }
 }
 

@@ -22,11 +22,13 @@ use crate::cli::{Format, Global};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::range;
+use crate::size::human;
 use crate::time;
 
 pub(crate) use describe::Sheet;
 pub(crate) use domain::DomainSheet;
 pub(crate) use list::{List, One, Row};
+pub(crate) use mapping::Lease;
 pub(crate) use printer::Printer;
 pub(crate) use session::SessionSheet;
 pub(crate) use verdict::Verdict;
@@ -105,6 +107,14 @@ fn wire_range(range: Option<&domaind_proto::v1::IovaRange>) -> String {
     match range {
         None => "-".to_owned(),
         Some(range) => range::hex(range.start, range.last),
+    }
+}
+
+/// `2 (128 KiB)`, or `0`.
+fn leases(count: u64, bytes: u64) -> String {
+    match count {
+        0 => "0".to_owned(),
+        count => format!("{count} ({})", human(bytes)),
     }
 }
 

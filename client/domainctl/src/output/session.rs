@@ -3,7 +3,7 @@
 use domaind_proto::v1;
 
 use super::list::Row;
-use super::{Sheet, Style, View, bare, word, yes_no};
+use super::{Sheet, Style, View, bare, leases, word, yes_no};
 use crate::size::{exact, human};
 use crate::time::{age, utc};
 
@@ -18,6 +18,8 @@ impl Row for v1::Session {
             headers.extend([
                 "STREAMING",
                 "COHERENT",
+                "LEASES",
+                "LEASED",
                 "MEMORIES",
                 "GID",
                 "ENFORCED",
@@ -39,7 +41,7 @@ impl Row for v1::Session {
             access(self),
             peer.pid.to_string(),
             peer.uid.to_string(),
-            (self.streaming_mappings + self.coherent_allocations).to_string(),
+            mappings(self).to_string(),
             state(self),
             age(self.attach_time_unix_ms, style.now_ms),
         ];
@@ -47,6 +49,8 @@ impl Row for v1::Session {
             cells.extend([
                 self.streaming_mappings.to_string(),
                 self.coherent_allocations.to_string(),
+                self.leases.to_string(),
+                human(self.lease_bytes),
                 self.memories.to_string(),
                 peer.gid.to_string(),
                 yes_no(self.access_enforced).to_owned(),
@@ -90,6 +94,7 @@ impl View for SessionSheet {
             .title("Holds")
             .under("Streaming mappings", session.streaming_mappings)
             .under("Coherent allocations", session.coherent_allocations)
+            .under("Leases", leases(session.leases, session.lease_bytes))
             .under("Memories", session.memories)
             .title("Acknowledges")
             .under("Acknowledged", session.acked_generation)
@@ -115,6 +120,11 @@ fn peer(sheet: &mut Sheet, session: &v1::Session) {
     if peer.pidfd_inode != 0 {
         sheet.under("Pidfd inode", peer.pidfd_inode);
     }
+}
+
+/// What the quota on mappings counts.
+fn mappings(session: &v1::Session) -> u64 {
+    session.streaming_mappings + session.coherent_allocations + session.leases
 }
 
 /// What it was asked to acknowledge, and whether it still owes that.
@@ -159,6 +169,8 @@ mod tests {
             attach_time_unix_ms: 1000,
             streaming_mappings: 2,
             coherent_allocations: 1,
+            leases: 1,
+            lease_bytes: 65536,
             memories: 1,
             state: v1::SessionState::Attached.into(),
             acked_generation: 5,
@@ -181,7 +193,7 @@ mod tests {
         assert_eq!(
             text,
             "SESSION   DOMAIN   ROLE     ACCESS       PID    UID    MAPPINGS   STATE      AGE\n\
-             7         d0       driver   read-write   4242   1000   3          attached   30s\n"
+             7         d0       driver   read-write   4242   1000   4          attached   30s\n"
         );
     }
 
@@ -221,5 +233,7 @@ mod tests {
         let text = SessionSheet(session()).text(&style(Format::Table));
         assert!(text.contains("Process:\n  Pid:"), "{text}");
         assert!(text.contains("4242\n"), "{text}");
+        let leases = "  Leases:                1 (64 KiB)\n";
+        assert!(text.contains(leases), "{text}");
     }
 }

@@ -111,7 +111,9 @@ fn cells(mapping: &v1::Mapping) -> [String; 6] {
     let (is_named, has_memory) = match mapping.kind() {
         v1::MappingKind::Direct => (false, true),
         v1::MappingKind::Streaming => (true, true),
-        v1::MappingKind::Coherent | v1::MappingKind::Unspecified => (true, false),
+        v1::MappingKind::Coherent | v1::MappingKind::Lease | v1::MappingKind::Unspecified => {
+            (true, false)
+        }
     };
     let or_none = |shown: bool, text: String| if shown { text } else { "-".to_owned() };
     [

@@ -79,6 +79,7 @@ fn an_allocation_lies_above_the_bounce_aperture_and_shows_its_exact_length() {
         assert_eq!(table(&domain).1, [entry]);
         let piece = Translated {
             range: entry.range,
+            kind: MappingKind::Coherent,
             behind: Behind::Aperture(ApertureKind::Coherent),
             offset: 0,
             perm: entry.perm,

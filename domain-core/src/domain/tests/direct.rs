@@ -591,6 +591,7 @@ fn a_byte_of_a_memory_leads_back_to_every_mapping_that_shows_it() {
 
     let piece = |page, offset| Translated {
         range: pages(page, page),
+        kind: MappingKind::Direct,
         behind: Behind::Memory(buffer.id),
         offset,
         perm: Perm::ReadWrite,
@@ -635,6 +636,7 @@ fn a_translation_spans_neighbours_and_shows_nothing_before_a_hole() {
         .unwrap();
     let piece = |range, offset, perm| Translated {
         range,
+        kind: MappingKind::Direct,
         behind: Behind::Memory(buffer.id),
         offset,
         perm,
@@ -1014,6 +1016,7 @@ fn direct_mappings_and_memories_are_use_and_a_close_says_so() {
         Err(InUse {
             sessions: 0,
             streaming: 0,
+            leases: 0,
             coherent: 0,
             direct,
             memories: 1,

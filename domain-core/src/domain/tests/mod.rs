@@ -7,6 +7,7 @@ mod batch;
 mod coherent;
 mod concurrency;
 mod direct;
+mod lease;
 mod memory;
 mod model;
 mod poison;

@@ -33,7 +33,8 @@ fn syncing(domain: &Domain, spec: SyncSpec) -> Syncing<'_> {
 }
 
 fn forced(domain: &Domain) -> usize {
-    let (ended, _) = domain.reset_bounce(Actor::Owner, true).unwrap();
+    let ended = domain.reset_bounce(Actor::Owner, true).unwrap();
+    let ended = ended.ended_mappings;
     domain.check_invariants();
     ended
 }
@@ -103,7 +104,10 @@ fn a_reset_is_refused_while_drivers_hold_mappings_unless_it_is_forced() {
     let mapped = map(&domain, DRIVER, spec).unwrap();
     let before = dump(&domain);
     for actor in [Actor::Owner, AS_DRIVER, AS_OTHER] {
-        let in_use = ResetError::InUse { streaming: 1 };
+        let in_use = ResetError::InUse {
+            streaming: 1,
+            leases: 0,
+        };
         assert_eq!(domain.reset_bounce(actor, false), Err(in_use));
         assert_eq!(dump(&domain), before);
         assert_eq!(seen(&domain, visible(mapped)), pattern(100, 1));
@@ -113,7 +117,10 @@ fn a_reset_is_refused_while_drivers_hold_mappings_unless_it_is_forced() {
     map_direct(&domain, AS_DRIVER, buffer.at(100 * P, 1)).unwrap();
     domain.alloc_coherent(DRIVER, &CoherentSpec::of(1)).unwrap();
 
-    assert_eq!(domain.reset_bounce(AS_OTHER, false).unwrap().0, 0);
+    assert_eq!(
+        domain.reset_bounce(AS_OTHER, false).unwrap().ended_mappings,
+        0
+    );
 
     assert_bounce_is_zero(&domain);
     assert_eq!((domain.usage().direct, domain.usage().coherent), (1, 1));
@@ -157,7 +164,10 @@ fn a_map_under_way_during_a_reset_is_refused_and_leaves_nothing() {
         } else {
             made
         };
-        let in_use = ResetError::InUse { streaming: 1 };
+        let in_use = ResetError::InUse {
+            streaming: 1,
+            leases: 0,
+        };
         assert_eq!(domain.reset_bounce(Actor::Owner, false), Err(in_use));
 
         assert_eq!(forced(&domain), 1);

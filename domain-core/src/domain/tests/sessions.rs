@@ -3,6 +3,7 @@
 use super::*;
 use crate::coherent::{AllocCoherentError, CoherentSpec, FreeCoherentError};
 use crate::domain::InUse;
+use crate::lease::LeaseTally;
 use crate::limits::{Quota, QuotaExceeded};
 use crate::mapping::MappingId;
 use crate::memory::{RegisterError, UnregisterError};
@@ -93,6 +94,7 @@ fn the_end_of_a_session_gives_back_all_it_held_zeroed_and_nothing_flows_back() {
         Some(Holdings {
             streaming: 2,
             coherent: 1,
+            leases: LeaseTally::default(),
             memories: 1
         })
     );
@@ -161,6 +163,7 @@ fn a_domain_in_use_is_not_closed_and_says_by_what() {
     let in_use = InUse {
         sessions: 3,
         streaming: 1,
+        leases: 0,
         coherent: 1,
         direct: 0,
         memories: 1,
@@ -176,6 +179,7 @@ fn a_domain_in_use_is_not_closed_and_says_by_what() {
     let left = InUse {
         sessions: 0,
         streaming: 0,
+        leases: 0,
         coherent: 1,
         direct: 0,
         memories: 0,

@@ -48,6 +48,7 @@ impl Fixture {
             let (pieces, _) = self.domain.translate(entry.range, Perm::Read).unwrap();
             let piece = Translated {
                 range: entry.range,
+                kind: MappingKind::Direct,
                 behind: crate::domain::Behind::Memory(entry.memory),
                 offset: entry.offset,
                 perm: entry.perm,

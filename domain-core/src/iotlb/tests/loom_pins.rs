@@ -43,6 +43,10 @@ enum Bug {
     FenceBeforeWalk,
     /// A session is fenced after what it must not see is there.
     FenceTooLate,
+    /// A lease's owner reads the count of revocations before it pins.
+    RevocationsBeforePin,
+    /// The service counts a revocation after it has looked at the slots.
+    RevokeTooLate,
 }
 
 type Page = SessionPage<LoomWords>;
@@ -347,4 +351,75 @@ fn found_a_fence_word_that_is_looked_at_before_the_walk() {
 #[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
 fn found_a_fence_that_comes_too_late() {
     fenced(Bug::FenceTooLate);
+}
+
+/// A lease is taken away. Its owner does not walk: it pins, reads the count of revocations, and writes
+/// if that is what it was when it was given the lease. Its entry is hidden, the revocation counted, and
+/// the memory used again if no slot holds an older view.
+fn leased(times: usize, bug: Bug) {
+    exhaustive(move || {
+        let mut iotlb = mapped();
+        let shared = Shared::new(1);
+        let given = shared.page.revocations();
+        let owner = {
+            let (shared, walker) = (Arc::clone(&shared), iotlb.walker());
+            thread::spawn(move || {
+                for _ in 0..times {
+                    shared.write_leased(&walker, given, bug);
+                }
+            })
+        };
+        iotlb.remove(own(GRANULE).range.start()).unwrap();
+        if bug != Bug::RevokeTooLate {
+            shared.page.revoke();
+        }
+        let is_acked = shared.is_acked(iotlb.generation(), bug);
+        if bug == Bug::RevokeTooLate {
+            shared.page.revoke();
+        }
+        if is_acked {
+            shared.memory.use_for_something_else();
+        }
+        owner.join().unwrap();
+    });
+}
+
+impl Shared {
+    fn write_leased(&self, walker: &Walker<Arc<LoomWords>>, given: u64, bug: Bug) {
+        let before = (bug == Bug::RevocationsBeforePin).then(|| self.page.revocations());
+        self.pin(0, walker.generation(), bug);
+        let revocations = before.unwrap_or_else(|| self.page.revocations());
+        if revocations == given {
+            self.memory.touch();
+        }
+        self.unpin(0, bug);
+    }
+}
+
+#[test]
+fn a_lease_is_used_again_only_when_its_owner_is_gone_from_it_or_sees_that_it_is_revoked() {
+    leased(1, Bug::None);
+}
+
+#[test]
+fn an_owner_that_pins_again_and_again_sees_that_its_lease_is_revoked() {
+    leased(2, Bug::None);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
+fn found_a_count_of_revocations_that_is_read_before_the_pin() {
+    leased(1, Bug::RevocationsBeforePin);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
+fn found_a_revocation_that_comes_after_the_look_at_the_slots() {
+    leased(1, Bug::RevokeTooLate);
+}
+
+#[test]
+#[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
+fn found_an_owner_whose_pin_has_no_fence() {
+    leased(1, Bug::PinWithoutFence);
 }

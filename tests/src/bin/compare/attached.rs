@@ -123,6 +123,8 @@ impl Reader for Nothing {
     fn ask(&self, _generation: u64) {}
 
     fn fence(&self, _generation: u64) {}
+
+    fn revoke(&self) {}
 }
 
 /// What of it is timed.

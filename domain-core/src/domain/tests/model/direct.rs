@@ -28,6 +28,7 @@ pub(super) struct Page {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Shown {
     range: IovaRange,
+    kind: MappingKind,
     behind: Behind,
     offset: u64,
     perm: Perm,
@@ -577,20 +578,23 @@ impl Model {
 
     pub(super) fn reset(&mut self, actor: Actor, force: bool) {
         let streaming = self.held.iter().filter(|held| held.spec.is_some()).count();
+        let leases = self.leases_held(None).count;
+        let is_used = streaming + leases > 0;
         let expected = match self.may_act(actor) {
             Err(denied) => Err(ResetError::Denied(denied)),
-            Ok(()) if streaming > 0 && !force => Err(ResetError::InUse { streaming }),
-            Ok(()) => Ok(streaming),
+            Ok(()) if is_used && !force => Err(ResetError::InUse { streaming, leases }),
+            Ok(()) => Ok((streaming, leases)),
         };
         let reset = self
             .domain
             .reset_bounce(actor, force)
-            .map(|(ended, _)| ended);
+            .map(|reset| (reset.ended_mappings, reset.ended_leases));
         assert_eq!(reset, expected);
         if expected.is_ok() {
             let (gone, stay): (Vec<_>, Vec<_>) =
-                self.held.drain(..).partition(|held| held.spec.is_some());
+                self.held.drain(..).partition(ModelHeld::is_bounce);
             self.held = stay;
+            self.revoked(&gone);
             let gone: Vec<_> = gone.iter().map(|held| Gone::aperture(held, true)).collect();
             self.zero_gone_bounces();
             if !gone.is_empty() {
@@ -661,6 +665,7 @@ impl Model {
         let mut shown: Vec<_> = self.held.iter().map(|held| self.shown_of(held)).collect();
         shown.extend(self.direct_table().iter().map(|entry| Shown {
             range: entry.range,
+            kind: MappingKind::Direct,
             behind: Behind::Memory(entry.memory),
             offset: entry.offset,
             perm: entry.perm,
@@ -670,13 +675,19 @@ impl Model {
     }
 
     fn shown_of(&self, held: &ModelHeld) -> Shown {
-        let (kind, first) = match held.spec {
-            Some(_) => (ApertureKind::Bounce, self.base),
-            None => (ApertureKind::Coherent, self.base + BOUNCE_PAGES),
+        let (aperture, first) = match held.is_bounce() {
+            true => (ApertureKind::Bounce, self.base),
+            false => (ApertureKind::Coherent, self.base + BOUNCE_PAGES),
+        };
+        let kind = match (held.is_lease, held.spec) {
+            (true, _) => MappingKind::Lease,
+            (false, Some(_)) => MappingKind::Streaming,
+            (false, None) => MappingKind::Coherent,
         };
         Shown {
             range: held.visible,
-            behind: Behind::Aperture(kind),
+            kind,
+            behind: Behind::Aperture(aperture),
             offset: held.visible.start().get() - first * P,
             perm: held.perm(),
         }
@@ -710,6 +721,7 @@ impl Model {
             let last = there.range.last().min(range.last());
             pieces.push(Translated {
                 range: IovaRange::new(at, last).unwrap(),
+                kind: there.kind,
                 behind: there.behind,
                 offset: there.offset + (at.get() - there.range.start().get()),
                 perm,
@@ -740,15 +752,17 @@ impl Model {
         if let Some(held) = self.held.iter().find(|held| held.visible == view.visible) {
             assert_eq!((view.id, view.owner), (Some(held.id), held.owner));
             assert_eq!(view.perm, held.perm());
-            let kind = held
-                .spec
-                .map_or(ViewKind::Coherent, |spec| ViewKind::Streaming {
-                    direction: spec.direction,
-                    source: Source {
-                        memory: spec.memory,
-                        offset: spec.offset,
-                    },
-                });
+            let other = match held.is_lease {
+                true => ViewKind::Lease,
+                false => ViewKind::Coherent,
+            };
+            let kind = held.spec.map_or(other, |spec| ViewKind::Streaming {
+                direction: spec.direction,
+                source: Source {
+                    memory: spec.memory,
+                    offset: spec.offset,
+                },
+            });
             assert_eq!(view.kind, kind);
             return;
         }

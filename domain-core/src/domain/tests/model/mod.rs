@@ -3,6 +3,7 @@
 //! page.
 
 mod direct;
+mod leases;
 mod ops;
 mod readers;
 
@@ -18,6 +19,7 @@ use super::*;
 use crate::alloc::{AllocError, AllocRequest};
 use crate::aperture::POISON;
 use crate::coherent::{AllocCoherentError, CoherentSpec, FreeCoherentError};
+use crate::lease::{LeaseBytesExceeded, LeaseError, LeaseSpec, LeaseTally, ReleaseError};
 use crate::limits::{Quota, QuotaExceeded};
 use crate::mapping::{MappingFilter, MappingId, Phase};
 use crate::memory::{MemoryMissing, RegisterError, UnregisterError};
@@ -36,6 +38,8 @@ const QUOTAS: Quotas = Quotas {
     mappings: 7,
     memories: 4,
     direct: 6,
+    leases: 3,
+    lease_bytes: 6 * P,
 };
 
 struct ModelMemory {
@@ -52,8 +56,9 @@ struct ModelHeld {
     id: MappingId,
     owner: Option<SessionId>,
     visible: IovaRange,
-    /// `None` for coherent memory.
+    /// `None` for coherent memory and leases.
     spec: Option<MapSpec>,
+    is_lease: bool,
     /// When it was made, in operations.
     made: u64,
 }
@@ -61,6 +66,14 @@ struct ModelHeld {
 impl ModelHeld {
     fn pages(&self) -> std::ops::Range<u64> {
         self.visible.start().get() / P..self.visible.last().get() / P + 1
+    }
+
+    fn is_bounce(&self) -> bool {
+        self.spec.is_some() || self.is_lease
+    }
+
+    fn is_coherent(&self) -> bool {
+        !self.is_bounce()
     }
 
     fn perm(&self) -> Perm {
@@ -256,6 +269,11 @@ impl Model {
             Op::Free(who, which, twist) => {
                 let (iova, id) = self.name(*which, *twist);
                 self.free(self.session(*who), iova, id);
+            }
+            Op::Lease(who, spec) => self.lease(self.session(*who), spec),
+            Op::Release(who, which, twist) => {
+                let (iova, id) = self.name(*which, *twist);
+                self.release(self.session(*who), iova, id);
             }
             Op::Scrub(scrub) => {
                 set_scrub(&self.domain, *scrub);
@@ -529,6 +547,7 @@ impl Model {
                     owner: Some(session),
                     visible: visible(mapped),
                     spec: Some(*spec),
+                    is_lease: false,
                     made: self.clock,
                 };
                 self.learn(&mut held, mapped.id);
@@ -562,6 +581,7 @@ impl Model {
                 owner: Some(session),
                 visible,
                 spec: Some(*first),
+                is_lease: false,
                 made: self.clock,
             });
             let ends_so = self.some_placement_ends_so(session, rest, last, error);
@@ -703,7 +723,8 @@ impl Model {
     ) -> Result<MapSpec, MappingMissing> {
         let missing = MappingMissing::NoSuchMapping { iova, id };
         let is_coherent = iova.get() >= self.coherent_pages().start * P;
-        if is_coherent {
+        // A lease is no streaming mapping, whoever owns it.
+        if is_coherent || self.is_lease(id) {
             return Err(missing);
         }
         self.named(session, iova, id)?.spec.ok_or(missing)
@@ -889,6 +910,7 @@ impl Model {
             owner: (!spec.persistent).then_some(session),
             visible: made.range,
             spec: None,
+            is_lease: false,
             made: self.clock,
         };
         self.learn(&mut held, made.id);
@@ -951,7 +973,7 @@ impl Model {
     fn check_table(&mut self) {
         self.held.sort_by_key(|held| held.visible.start());
         let entry = |held: &ModelHeld| {
-            let is_bounce = held.spec.is_some();
+            let is_bounce = held.is_bounce();
             let first = if is_bounce {
                 self.bounce_pages().start
             } else {
@@ -989,7 +1011,7 @@ impl Model {
             |is_counted: &dyn Fn(&&ModelHeld) -> bool| self.held.iter().filter(is_counted).count();
         let granted = |is_bounce: bool| -> u64 {
             let held = self.held.iter();
-            let held = held.filter(|held| held.spec.is_some() == is_bounce);
+            let held = held.filter(|held| held.is_bounce() == is_bounce);
             let held: u64 = held.map(|held| held.pages().count() as u64 * P).sum();
             let gone = self.gone.iter().filter_map(|one| match &one.what {
                 What::Aperture(pages, bounce, _) if *bounce == is_bounce => Some(pages),
@@ -1002,14 +1024,16 @@ impl Model {
         assert_eq!(usage.sessions, self.sessions.len());
         assert_eq!(usage.memories, self.memories.len());
         assert_eq!(usage.streaming, of(&|held| held.spec.is_some()));
-        assert_eq!(usage.coherent, of(&|held| held.spec.is_none()));
+        assert_eq!(usage.coherent, of(&|held| held.is_coherent()));
+        assert_eq!(usage.leases, self.leases_held(None));
         assert_eq!(usage.bounce.used_bytes, granted(true));
         assert_eq!(usage.coherent_aperture.used_bytes, granted(false));
         for session in (1..=5).map(|who| self.session(who)) {
             let mine = |held: &ModelHeld| held.owner == Some(session);
             let expected = self.sessions.contains_key(&session).then(|| Holdings {
                 streaming: of(&|held| mine(held) && held.spec.is_some()),
-                coherent: of(&|held| mine(held) && held.spec.is_none()),
+                coherent: of(&|held| mine(held) && held.is_coherent()),
+                leases: self.leases_held(Some(session)),
                 memories: self
                     .memories
                     .values()

@@ -21,6 +21,8 @@ pub(super) enum Op {
     Sync(u64, BatchMode, Vec<SyncWish>),
     Alloc(u64, CoherentSpec),
     Free(u64, usize, Twist),
+    Lease(u64, LeaseSpec),
+    Release(u64, usize, Twist),
     Scrub(Scrub),
     DeviceWrites(u64, u64, u8),
     DriverWrites(usize, u64, u64, u8),
@@ -196,6 +198,18 @@ fn sync_wishes() -> impl Strategy<Value = SyncWish> {
             target,
         },
     )
+}
+
+fn leases() -> impl Strategy<Value = LeaseSpec> {
+    // Now and then more than there is, or than can be rounded up.
+    let lens = prop_oneof![12 => lens(), 1 => 3 * P..9 * P, 1 => Just(u64::MAX)];
+    (lens, aligns(), limits()).prop_map(|(len_bytes, align_bytes, limit)| LeaseSpec {
+        place: AllocRequest {
+            len_bytes,
+            align_bytes,
+            limit,
+        },
+    })
 }
 
 fn allocations() -> impl Strategy<Value = CoherentSpec> {
@@ -382,6 +396,9 @@ pub(super) fn ops() -> impl Strategy<Value = Op> {
         3 => (sessions(), allocations()).prop_map(|(who, spec)| Op::Alloc(who, spec)),
         2 => (sessions(), 0_usize..8, twists())
             .prop_map(|(who, which, twist)| Op::Free(who, which, twist)),
+        5 => (sessions(), leases()).prop_map(|(who, spec)| Op::Lease(who, spec)),
+        3 => (sessions(), 0_usize..8, twists())
+            .prop_map(|(who, which, twist)| Op::Release(who, which, twist)),
         1 => prop_oneof![Just(Scrub::OnMap), Just(Scrub::OnUnmap)].prop_map(Op::Scrub),
         5 => device_writes_anywhere(),
         3 => (0_usize..6, lens(), lens(), any::<u8>())

@@ -20,6 +20,8 @@ pub(super) struct ModelReader {
     opened: BTreeMap<MemoryId, Option<u64>>,
     /// When it was fenced, in operations.
     fenced: Option<u64>,
+    /// How often leases of it were taken away.
+    revocations: usize,
 }
 
 /// Something that was removed, and is not free.
@@ -30,6 +32,8 @@ pub(super) struct Gone {
     pub(super) made: u64,
     removed: u64,
     users: BTreeSet<SessionId>,
+    /// Whose lease it was.
+    pub(super) lease_of: Option<SessionId>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +50,18 @@ pub(super) enum What {
 
 impl Gone {
     pub(super) fn aperture(held: &ModelHeld, scrub: bool) -> Gone {
-        let is_bounce = held.spec.is_some();
-        Gone::of(What::Aperture(held.pages(), is_bounce, scrub), held.made)
+        let what = What::Aperture(held.pages(), held.is_bounce(), scrub);
+        Gone {
+            lease_of: held.owner.filter(|_| held.is_lease),
+            ..Gone::of(what, held.made)
+        }
+    }
+
+    pub(super) fn aperture_bytes(&self) -> u64 {
+        match &self.what {
+            What::Aperture(pages, ..) => pages.clone().count() as u64 * P,
+            _ => 0,
+        }
     }
 
     pub(super) fn of(what: What, made: u64) -> Gone {
@@ -56,6 +70,7 @@ impl Gone {
             made,
             removed: 0,
             users: BTreeSet::new(),
+            lease_of: None,
         }
     }
 
@@ -74,6 +89,7 @@ impl ModelReader {
             asked: generation,
             opened: BTreeMap::new(),
             fenced: None,
+            revocations: 0,
         }
     }
 
@@ -202,6 +218,18 @@ impl Model {
         }
         self.removals.push(generation);
         self.free_what_nobody_uses();
+    }
+
+    /// Somebody else ended these: their attached owners were told so, once, before
+    /// they were asked for anything.
+    pub(super) fn revoked(&mut self, gone: &[ModelHeld]) {
+        let leases = gone.iter().filter(|held| held.is_lease);
+        let owners: BTreeSet<_> = leases.filter_map(|held| held.owner).collect();
+        for owner in owners {
+            if let Some(reader) = self.readers.get_mut(&owner) {
+                reader.revocations += 1;
+            }
+        }
     }
 
     /// Nobody else becomes a user of what is gone.
@@ -381,6 +409,8 @@ impl Model {
             assert_eq!(closed.len(), must_close.count());
         }
         for (session, reader) in &self.readers {
+            let revoked = reader.fake.revoked();
+            assert_eq!(revoked, vec![0; reader.revocations], "session {session}");
             let has_opened = !reader.opened.is_empty();
             assert_eq!(self.domain.has_opened(*session), has_opened, "{session}");
         }

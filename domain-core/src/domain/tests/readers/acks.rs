@@ -3,6 +3,7 @@
 use super::*;
 use crate::aperture::POISON;
 use crate::domain::Standing;
+use crate::lease::LeaseTally;
 use crate::memory::UnregisterError;
 use crate::session::{AckError, Holdings};
 
@@ -389,6 +390,7 @@ fn what_waits_is_counted_as_that_and_as_nothing_else() {
     let holdings = Holdings {
         streaming: 0,
         coherent: 0,
+        leases: LeaseTally::default(),
         memories: 1,
     };
     assert_eq!(domain.holdings(OTHER), Some(holdings));

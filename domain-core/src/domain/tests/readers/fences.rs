@@ -311,7 +311,8 @@ fn a_reset_takes_back_what_readers_and_ghosts_let_go() {
     fence(&domain, SECOND);
     let later = stream(&domain, &buffer, 1);
 
-    let (ended, removal) = domain.reset_bounce(AS_DRIVER, true).unwrap();
+    let reset = domain.reset_bounce(AS_DRIVER, true).unwrap();
+    let (ended, removal) = (reset.ended_mappings, reset.removal);
 
     domain.check_invariants();
     assert_eq!(ended, 2);
@@ -345,7 +346,10 @@ fn memory_that_was_waiting_at_a_reset_is_zero_when_it_is_free() {
     end(&domain, waits);
     device_floods(&domain, ApertureKind::Bounce, DIRT);
 
-    let (ended, _) = domain.reset_bounce(AS_DRIVER, false).unwrap();
+    let ended = domain
+        .reset_bounce(AS_DRIVER, false)
+        .unwrap()
+        .ended_mappings;
 
     assert_eq!(ended, 0);
     assert_eq!(domain.usage().bounce.used_bytes, 2 * P);

@@ -5,6 +5,7 @@ mod asks;
 mod direct;
 mod fences;
 mod ghosts;
+mod leases;
 mod nodes;
 mod quotas;
 mod set_map;
@@ -35,6 +36,8 @@ pub(super) struct Fake {
     pinned: Mutex<Option<u64>>,
     asked: Mutex<Vec<u64>>,
     fenced: Mutex<Vec<u64>>,
+    /// How much it had been asked when leases of it were taken away, each time.
+    revoked: Mutex<Vec<usize>>,
 }
 
 impl Reader for Fake {
@@ -54,6 +57,12 @@ impl Reader for Fake {
 
     fn fence(&self, generation: u64) {
         self.fenced.lock().unwrap().push(generation);
+    }
+
+    fn revoke(&self) {
+        // Before it is asked, and before it is looked at.
+        let asked = self.asked.lock().unwrap().len();
+        self.revoked.lock().unwrap().push(asked);
     }
 }
 
@@ -80,6 +89,12 @@ impl Fake {
     /// What it was asked for since the last time.
     pub(super) fn asked(&self) -> Vec<u64> {
         std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    /// How much it had been asked, since the last look at that, when leases of it
+    /// were taken away, each time.
+    pub(super) fn revoked(&self) -> Vec<usize> {
+        self.revoked.lock().unwrap().clone()
     }
 
     /// The generations in which it was fenced.

@@ -65,6 +65,10 @@ impl Reader for Paged {
     fn fence(&self, generation: u64) {
         self.page.fence(generation);
     }
+
+    fn revoke(&self) {
+        self.page.revoke();
+    }
 }
 
 struct Storm {

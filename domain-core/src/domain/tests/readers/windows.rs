@@ -184,8 +184,9 @@ fn reset_beside_another_driver() {
         is_over.store(true, Ordering::Relaxed);
         reset
     });
-    let (ended, removal) = reset.unwrap();
-    assert_eq!(ended as u64, YOUNG + 1);
+    let reset = reset.unwrap();
+    let removal = reset.removal;
+    assert_eq!(reset.ended_mappings as u64, YOUNG + 1);
 
     assert_eq!(domain.progress(removal), quarantined(&[FIRST]));
     let held = (visible(old), Phase::Quarantined, Some(FIRST));
