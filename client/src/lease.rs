@@ -41,6 +41,17 @@ impl Session {
         let work = async move { lease(&inner, &spec).await };
         self.inner.finish(work).await?
     }
+
+    /// Releases a lease of this session by its parts ([`Lease::into_parts`]). Goes
+    /// on if it is cancelled.
+    ///
+    /// # Errors
+    /// As [`Lease::release`].
+    pub async fn release(&self, iova: Iova, id: MappingId) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        let work = async move { release(&inner, iova, id).await };
+        self.inner.finish(work).await?
+    }
 }
 
 impl Lease {
@@ -90,6 +101,14 @@ impl Lease {
         };
         let finished = session.finish(work).await;
         finished.unwrap_or_else(|error| Err(Kept::new(in_need, error)))
+    }
+
+    /// Lets it live until the session ends, or somebody releases it by these parts
+    /// ([`Session::release`]).
+    #[must_use]
+    pub fn into_parts(mut self) -> (Iova, MappingId) {
+        self.guard.disarm();
+        (self.iova(), self.id)
     }
 
     /// Guards what the daemon says it has leased, and checks that it is at least

@@ -268,6 +268,12 @@ impl Actor {
         number(&self.must(&Ask::Unmap { iova, id, written }))
     }
 
+    /// Leases bounce memory.
+    #[track_caller]
+    pub fn lease(&mut self, len: u64) -> Place {
+        place(&self.must(&Ask::Lease { len }))
+    }
+
     /// Allocates coherent memory.
     #[track_caller]
     pub fn alloc(&mut self, len: u64, persistent: bool) -> Place {

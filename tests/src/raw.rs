@@ -340,6 +340,31 @@ impl Raw {
         self.sync_all(vec![entry], false).await.map(drop)
     }
 
+    /// Lease.
+    pub async fn lease(&self, request: v1::LeaseRequest) -> Refused<v1::LeaseResponse> {
+        let request = self.signed(request);
+        answer(self.calls.clone().lease(request).await)
+    }
+
+    /// Lease of so many bytes.
+    pub async fn lease_len(&self, len_bytes: u64) -> Refused<v1::LeaseResponse> {
+        self.lease(v1::LeaseRequest {
+            len_bytes,
+            ..Default::default()
+        })
+        .await
+    }
+
+    /// Release.
+    pub async fn release(&self, iova: u64, mapping_id: u64) -> Refused<v1::ReleaseResponse> {
+        let request = self.signed(v1::ReleaseRequest {
+            iova,
+            mapping_id,
+            ..Default::default()
+        });
+        answer(self.calls.clone().release(request).await)
+    }
+
     /// AllocCoherent.
     pub async fn alloc(
         &self,

@@ -47,6 +47,8 @@ pub enum Ask {
         id: u64,
         written: Option<u64>,
     },
+    /// Lease -> `{iova, id}`.
+    Lease { len: u64 },
     /// Allocate -> `{iova, id}`.
     Alloc { len: u64, persistent: bool },
     /// Free what was allocated.

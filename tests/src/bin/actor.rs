@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use domaind_client::{
     Access, AllocRequest, BatchMode, Buffer, Client, CoherentSpec, Direction, DomainId, Error,
-    Iova, IovaRange, MapSpec, MappingId, MemoryId, Role, RuntimeDir, Session, UnmapSpec, v1,
+    Iova, IovaRange, LeaseSpec, MapSpec, MappingId, MemoryId, Role, RuntimeDir, Session, UnmapSpec,
+    v1,
 };
 use domaind_proto::frame::FrameSocket;
 use domaind_proto::v1::server_frame::Body as AnswerBody;
@@ -148,6 +149,11 @@ impl Actor {
                     skip_sync: false,
                 };
                 Ok(json!(self.session()?.unmap(spec).await?))
+            }
+            Ask::Lease { len } => {
+                let lease = self.session()?.lease(LeaseSpec::of(len)).await?;
+                let (iova, id) = lease.into_parts();
+                Ok(json!({ "iova": iova.get(), "id": id.get() }))
             }
             Ask::Alloc { len, persistent } => {
                 let spec = CoherentSpec {
