@@ -75,9 +75,9 @@ pub trait Reader: fmt::Debug + Send + Sync {
     /// afterwards.
     fn fence(&self, generation: u64);
 
-    /// Leases of it were taken away by somebody else. Called when they are hidden,
-    /// and before it is asked: a thread of it that pins afterwards must see this
-    /// before it touches them.
+    /// Leases of it are taken away by somebody else. Called before they are hidden,
+    /// and before it is asked: a thread of it that pins a view without them, or
+    /// pins after it was looked at, must see this before it touches them.
     fn revoke(&self);
 }
 

@@ -797,8 +797,9 @@ impl State {
         bounces
             .filter(|held| held.is_retired())
             .for_each(|held| held.scrub = true);
+        // First: who has loaded the generation without them must find this, too.
+        self.revoke_leases(&bounced);
         let abandoned = self.abandon_all(bounced);
-        self.revoke_leases(&abandoned);
         Ok(Ended {
             streaming,
             leases,

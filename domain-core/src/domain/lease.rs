@@ -9,7 +9,7 @@ use crate::addr::{Granule, Iova};
 use crate::layout::ApertureKind;
 use crate::lease::{LeaseBytesExceeded, LeaseError, LeaseSpec, LeaseTally, Leased, ReleaseError};
 use crate::limits::Quota;
-use crate::mapping::{HeldKind, MappingId};
+use crate::mapping::{HeldKind, MappingId, Phase};
 use crate::session::{Removal, SessionId};
 
 impl Domain {
@@ -110,12 +110,13 @@ impl State {
         }
     }
 
-    /// Tells sessions that the service has taken leases of theirs away. Called when
-    /// these are hidden, and before anybody is asked: who is seen to hold nothing
-    /// then has let go of them, or sees this word before it touches them again.
+    /// Tells sessions that the service takes live leases of theirs away. Called
+    /// before these are hidden, and so before anybody is asked: who pins a view
+    /// without them, or is seen to pin none that is older, sees this word before it
+    /// touches them again.
     pub(super) fn revoke_leases(&self, keys: &[Iova]) {
         let leases = keys.iter().map(|at| &self.held[at]);
-        let leases = leases.filter(|held| held.is_lease());
+        let leases = leases.filter(|held| held.is_lease() && held.phase == Phase::Live);
         let owners: BTreeSet<_> = leases.filter_map(|held| held.owner).collect();
         owners
             .into_iter()

@@ -105,7 +105,7 @@ impl Readers {
         }
     }
 
-    /// Leases of an attached session were taken away, and are hidden.
+    /// Leases of an attached session are taken away, and are going to be hidden.
     pub(super) fn revoke(&self, session: SessionId) {
         let attending = self.attached.get(&session);
         if let Some(reader) = attending.and_then(|there| there.reader.as_ref()) {

@@ -27,9 +27,12 @@
 //!
 //! Whoever writes into a lease without a walk, because it knows its place, reads the count of
 //! revocations (word 3) while it is pinned, and writes only if that is still what it was when it was given the
-//! lease. A service that takes a lease away hides its entry, stores the next count, and then looks at the slots, behind
-//! the same fence; a client stores its slot, and reads the count behind the other. So either the client
-//! reads the new count and writes nothing, or the service finds the slot taken and waits.
+//! lease. A service that takes a lease away stores the next count, then hides the entry, which publishes a generation,
+//! and then looks at the slots, behind the same fence; a client stores its slot, and reads the count behind the other. So
+//! either the client reads the new count and writes nothing, or the service finds the slot taken. If that holds
+//! an older view, the service waits. If it holds the new one, its owner has loaded the new generation, and with
+//! it the count that was stored before: had the count been stored after the entry was hidden, such a client would write
+//! and nobody would wait for it.
 //!
 //! # What the service believes
 //!
@@ -173,8 +176,8 @@ impl<W: WordSink> SessionPage<W> {
 
 /// The service's side, where it reads as well.
 impl<W: WordSink> SessionPage<W> {
-    /// Says that leases of the session were taken away. They are hidden before, and the slots are
-    /// looked at afterwards. By one thread at a time.
+    /// Says that leases of the session are taken away. They are hidden after this, and the slots are
+    /// looked at after that. By one thread at a time.
     pub fn revoke(&self) {
         let count = self.load(REVOKED_WORD).wrapping_add(1);
         self.words.store(REVOKED_WORD, count, Release);

@@ -45,6 +45,8 @@ enum Bug {
     FenceTooLate,
     /// A lease's owner reads the count of revocations before it pins.
     RevocationsBeforePin,
+    /// The service counts a revocation after it has published that the lease is hidden.
+    RevokeAfterHiding,
     /// The service counts a revocation after it has looked at the slots.
     RevokeTooLate,
 }
@@ -354,7 +356,7 @@ fn found_a_fence_that_comes_too_late() {
 }
 
 /// A lease is taken away. Its owner does not walk: it pins, reads the count of revocations, and writes
-/// if that is what it was when it was given the lease. Its entry is hidden, the revocation counted, and
+/// if that is what it was when it was given the lease. The revocation is counted, the entry hidden, and
 /// the memory used again if no slot holds an older view.
 fn leased(times: usize, bug: Bug) {
     exhaustive(move || {
@@ -369,8 +371,12 @@ fn leased(times: usize, bug: Bug) {
                 }
             })
         };
+        let is_late = matches!(bug, Bug::RevokeAfterHiding | Bug::RevokeTooLate);
+        if !is_late {
+            shared.page.revoke();
+        }
         iotlb.remove(own(GRANULE).range.start()).unwrap();
-        if bug != Bug::RevokeTooLate {
+        if bug == Bug::RevokeAfterHiding {
             shared.page.revoke();
         }
         let is_acked = shared.is_acked(iotlb.generation(), bug);
@@ -416,6 +422,13 @@ fn found_a_count_of_revocations_that_is_read_before_the_pin() {
 #[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
 fn found_a_revocation_that_comes_after_the_look_at_the_slots() {
     leased(1, Bug::RevokeTooLate);
+}
+
+/// An owner that pins the new view is not waited for, and would not see the word.
+#[test]
+#[should_panic(expected = "Causality violation: Concurrent read and write accesses")]
+fn found_a_revocation_that_comes_after_the_lease_is_hidden() {
+    leased(1, Bug::RevokeAfterHiding);
 }
 
 #[test]
