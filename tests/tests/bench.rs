@@ -12,8 +12,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Every scenario, and the name of its floor.
-const SCENARIOS: [(&str, &str); 4] = [
+const SCENARIOS: [(&str, &str); 5] = [
     ("map", "empty RPC x 2"),
+    ("lease", "memcpy"),
     ("translate", "flat table lookup"),
     ("attach", "raw connect, 2 fds, 2 mmaps"),
     ("invalidate", "socket round trip"),

@@ -106,6 +106,7 @@ impl Report {
             &value,
             &[
                 "verified",
+                "lease",
                 "bytes",
                 "blocks",
                 "driver_pids",
@@ -211,14 +212,20 @@ fn assert_keys(value: &Value, keys: &[&str]) {
 
 // ---- Files
 
+/// Copied by the daemon, and by the driver itself.
+const MODES: [&[&str]; 2] = [&[], &["--lease"]];
+
 #[test]
 fn every_size_around_a_page_and_a_block_is_verified() {
     let stage = Stage::new();
     for len in [0, 1, 4_095, 4_096, 4_097, 65_535, 65_536, 65_537] {
-        let report = stage.verify(&[stage.file(len).to_str().unwrap()]);
-        let len = len as u64;
-        assert_eq!((report.bytes, report.blocks), (len, len.div_ceil(65_536)));
-        assert_eq!(report.device_pids.len(), 2, "the default");
+        let file = stage.file(len);
+        for mode in MODES {
+            let report = stage.verify(&[&[file.to_str().unwrap()], mode].concat());
+            let len = len as u64;
+            assert_eq!((report.bytes, report.blocks), (len, len.div_ceil(65_536)));
+            assert_eq!(report.device_pids.len(), 2, "the default");
+        }
     }
 }
 
@@ -242,9 +249,14 @@ fn blocks_of_one_byte_and_of_the_whole_file_work() {
     let stage = Stage::new();
     let file = stage.file(301);
     let file = file.to_str().unwrap();
-    assert_eq!(stage.verify(&[file, "--block", "1"]).blocks, 301);
-    assert_eq!(stage.verify(&[file, "--block", "301"]).blocks, 1);
-    assert_eq!(stage.verify(&[file, "--block", "16MiB"]).blocks, 1);
+    for mode in MODES {
+        let blocks = |block| {
+            stage
+                .verify(&[&[file, "--block", block], mode].concat())
+                .blocks
+        };
+        assert_eq!([blocks("1"), blocks("301"), blocks("16MiB")], [301, 1, 1]);
+    }
 }
 
 #[test]
@@ -252,15 +264,10 @@ fn every_direction_is_verified() {
     let stage = Stage::new();
     let file = stage.file(500_000);
     for direction in ["both", "to-device", "from-device"] {
-        for devices in ["1", "2"] {
-            let line = [
-                file.to_str().unwrap(),
-                "--direction",
-                direction,
-                "--devices",
-                devices,
-            ];
-            let report = stage.verify(&line);
+        for (devices, mode) in [("1", MODES[0]), ("2", MODES[0]), ("2", MODES[1])] {
+            let file = file.to_str().unwrap();
+            let line = [file, "--direction", direction, "--devices", devices];
+            let report = stage.verify(&[&line, mode].concat());
             assert_eq!((report.bytes, report.blocks), (500_000, 8), "{direction}");
         }
     }
@@ -325,7 +332,7 @@ fn for_people_it_is_a_short_table_with_the_pids() {
     let file = stage.file(200_000);
     let output = stage.run(&[file.to_str().unwrap()]);
     assert_eq!(output.code, 0, "{output:?}");
-    for word in ["verified", "200000", "driver", "device"] {
+    for word in ["verified", "copied by", "200000", "driver", "device"] {
         assert!(output.stdout.contains(word), "{word} in {output:?}");
     }
     assert!(output.stdout.lines().count() < 40, "{output:?}");

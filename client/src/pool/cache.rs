@@ -9,7 +9,7 @@
 //! relaxed loads and stores are plain ones.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
 
 use super::class::{self, CLASSES, Class};
 use super::heap::Unit;
@@ -19,7 +19,7 @@ const SLOTS: usize = 32;
 /// Bytes of a class that a thread keeps at most, but for one slot.
 const BYTES: usize = 128 << 10;
 /// The first of the two limits, for each class.
-const ROOM: [u32; CLASSES] = room();
+const ROOM: [usize; CLASSES] = room();
 /// In place of an epoch: nobody takes slots from here.
 const TAKEN: u64 = 0;
 
@@ -36,7 +36,7 @@ pub(super) struct Cache {
 
 #[derive(Debug)]
 struct Stack {
-    len: AtomicU32,
+    len: AtomicUsize,
     slots: [AtomicU32; SLOTS],
 }
 
@@ -60,7 +60,7 @@ impl Cache {
     pub(super) fn pop(&self, class: Class) -> Option<Unit> {
         let stack = &self.stacks[class.index()];
         let len = stack.len.load(Relaxed).checked_sub(1)?;
-        let unit = stack.slots[len as usize % SLOTS].load(Relaxed);
+        let unit = stack.slots[len % SLOTS].load(Relaxed);
         stack.len.store(len, Relaxed);
         Some(Unit(unit))
     }
@@ -74,7 +74,7 @@ impl Cache {
         if len >= ROOM[class.index()] {
             return false;
         }
-        stack.slots[len as usize % SLOTS].store(unit.0, Relaxed);
+        stack.slots[len % SLOTS].store(unit.0, Relaxed);
         stack.len.store(len + 1, Relaxed);
         if !self.used.load(Relaxed) {
             self.used.store(true, Relaxed);
@@ -84,7 +84,7 @@ impl Cache {
 
     /// How many slots its thread gets at once, and gives back at once: half of what it keeps.
     pub(super) fn batch(class: Class) -> usize {
-        (ROOM[class.index()] as usize / 2).max(1)
+        (ROOM[class.index()] / 2).max(1)
     }
 
     /// Forgets what it has: the leases of these slots were taken away. For its thread, pinned.
@@ -127,23 +127,19 @@ impl Cache {
 impl Stack {
     fn new() -> Stack {
         Stack {
-            len: AtomicU32::new(0),
+            len: AtomicUsize::new(0),
             slots: [const { AtomicU32::new(0) }; SLOTS],
         }
     }
 }
 
-const fn room() -> [u32; CLASSES] {
+const fn room() -> [usize; CLASSES] {
     let mut all = [1; CLASSES];
     let mut index = 0;
     while index < CLASSES {
         let slots = BYTES / class::slot_bytes_of(index);
         if slots > 1 {
-            all[index] = if slots < SLOTS {
-                slots as u32
-            } else {
-                SLOTS as u32
-            };
+            all[index] = if slots < SLOTS { slots } else { SLOTS };
         }
         index += 1;
     }
@@ -153,7 +149,6 @@ const fn room() -> [u32; CLASSES] {
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
-    use std::sync::atomic::AtomicUsize;
     use std::thread;
 
     use super::*;

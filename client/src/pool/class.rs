@@ -11,14 +11,14 @@ pub(super) const UNIT_BYTES: usize = 256;
 pub(super) const CLASSES: usize = SMALL.len() + PAGES.len();
 /// The longest slot of a class. What is longer takes so long to copy that a lock is nothing, and is
 /// taken from a lease as it is, in whole pages.
-pub(super) const LONGEST_BYTES: usize = PAGES[PAGES.len() - 1] as usize * PAGE_BYTES;
+pub(super) const LONGEST_BYTES: usize = PAGES[PAGES.len() - 1] * PAGE_BYTES;
 
 /// Five of 768 and three of 1280 bytes fill a page as well as powers of two do; of 1536 no more go
 /// into one than of 2048.
-const SMALL: [u16; 7] = [256, 512, 768, 1024, 1280, 2048, 4096];
-const PAGES: [u16; 15] = [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32];
+const SMALL: [usize; 7] = [256, 512, 768, 1024, 1280, 2048, 4096];
+const PAGES: [usize; 15] = [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32];
 
-const SLOT_BYTES: [u32; CLASSES] = slot_bytes();
+const SLOT_BYTES: [usize; CLASSES] = slot_bytes();
 /// The class of a length in units, up to a page.
 const BY_UNITS: [u8; PAGE_BYTES / UNIT_BYTES + 1] = by(UNIT_BYTES);
 /// The class of a length in pages.
@@ -53,7 +53,8 @@ impl Class {
     /// The class of this number, if there are so many.
     #[inline]
     pub(super) fn numbered(index: usize) -> Option<Class> {
-        (index < CLASSES).then_some(Class(index as u8))
+        let number = u8::try_from(index).ok();
+        number.filter(|_| index < CLASSES).map(Class)
     }
 
     pub(super) fn all() -> impl Iterator<Item = Class> {
@@ -97,17 +98,17 @@ impl Class {
 
 /// Bytes of a slot of the class with this number.
 pub(super) const fn slot_bytes_of(index: usize) -> usize {
-    SLOT_BYTES[index] as usize
+    SLOT_BYTES[index]
 }
 
-const fn slot_bytes() -> [u32; CLASSES] {
+const fn slot_bytes() -> [usize; CLASSES] {
     let mut all = [0; CLASSES];
     let mut index = 0;
     while index < CLASSES {
         all[index] = if index < SMALL.len() {
-            SMALL[index] as u32
+            SMALL[index]
         } else {
-            PAGES[index - SMALL.len()] as u32 * PAGE_BYTES as u32
+            PAGES[index - SMALL.len()] * PAGE_BYTES
         };
         index += 1;
     }
@@ -120,7 +121,7 @@ const fn by<const N: usize>(unit: usize) -> [u8; N] {
     let mut class = 0;
     let mut index = 0;
     while index < N {
-        while (SLOT_BYTES[class as usize] as usize) < index * unit {
+        while SLOT_BYTES[class as usize] < index * unit {
             class += 1;
         }
         table[index] = class;

@@ -247,13 +247,14 @@ impl<L> Heap<L> {
         // Where there is no room for many, one group is better than nothing.
         let range = self.run(groups * stride).or_else(|| self.run(stride))?;
         let groups = range.len_bytes().expect("a run of pages") / stride as u64;
-        let slots = u32::try_from(groups).expect("at most 64") * class.group_slots() as u32;
+        let slots = usize::try_from(groups).expect("at most 64") * class.group_slots();
+        let free = u64::MAX >> (SPAN_SLOTS - slots);
         let span = Span {
             class,
             first: self.unit_of(range),
             range,
-            free: u64::MAX >> (SPAN_SLOTS as u32 - slots),
-            slots,
+            free,
+            slots: free.count_ones(),
             listed: 0,
         };
         let number = self.enter(span);

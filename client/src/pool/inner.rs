@@ -49,7 +49,7 @@ pub(super) struct Place {
 /// whole it was measured to cost more than all the rest of a mapping.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
-    /// The unit above one byte for the class: its number and one, or [`WHOLE_PAGES`].
+    /// The unit in the upper half; in the lower one the number of the class and one, or [`WHOLE_PAGES`].
     word: NonZeroU64,
     /// How many times leases had been taken away when it was taken.
     epoch: u64,
@@ -62,14 +62,14 @@ impl Slot {
     #[inline(always)]
     fn new(unit: Unit, class: Option<Class>, epoch: u64) -> Slot {
         let class = class.map_or(WHOLE_PAGES, |class| class.index() as u64 + 1);
-        let word = NonZeroU64::new(u64::from(unit.0) << 8 | class);
+        let word = NonZeroU64::new(u64::from(unit.0) << 32 | class);
         let word = word.expect("a class is not 0");
         Slot { word, epoch }
     }
 
     #[inline(always)]
     fn unit(self) -> Unit {
-        Unit((self.word.get() >> 8) as u32)
+        Unit((self.word.get() >> 32) as u32)
     }
 
     #[inline(always)]

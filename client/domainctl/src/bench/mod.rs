@@ -8,6 +8,7 @@ mod arrange;
 mod attach;
 mod invalidate;
 mod latency;
+mod lease;
 mod map;
 mod party;
 mod report;
@@ -43,7 +44,7 @@ pub(crate) struct BenchArgs {
     /// connection of its own
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=THREADS_MOST))]
     threads: u64,
-    /// Length of the buffer (map), of each address range (translate), of the
+    /// Length of the buffer (map, lease), of each address range (translate), of the
     /// mapping, in whole pages (invalidate); attach does not use it
     #[arg(long, value_name = "SIZE", default_value = "4KiB", value_parser = size::parse)]
     size: u64,
@@ -60,6 +61,9 @@ pub(crate) enum Scenario {
     Map,
     /// Pin, translate and unpin; the floor: a flat table
     Translate,
+    /// Map and unmap a buffer in leased memory, without a call; the floor:
+    /// memcpy
+    Lease,
     /// Become a session, with all memory mapped; the floor: a raw socket
     Attach,
     /// End a mapping while a session holds pins; the floor: a socket's round
@@ -87,6 +91,7 @@ impl Scenario {
         match self {
             Scenario::Map => map::FACTS,
             Scenario::Translate => translate::FACTS,
+            Scenario::Lease => lease::FACTS,
             Scenario::Attach => attach::FACTS,
             Scenario::Invalidate => invalidate::FACTS,
         }
@@ -97,6 +102,7 @@ impl Scenario {
         match self {
             Scenario::Map => map::crew(place),
             Scenario::Translate => translate::crew(place),
+            Scenario::Lease => lease::crew(place),
             Scenario::Attach => attach::crew(place),
             Scenario::Invalidate => invalidate::crew(place),
         }

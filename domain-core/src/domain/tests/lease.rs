@@ -322,7 +322,8 @@ fn a_reset_takes_leases_away_only_by_force_and_zeroes_them() {
 #[test]
 fn a_lease_under_way_during_a_reset_or_its_sessions_end_is_refused_and_leaves_zeroes() {
     use crate::domain::transit::Reservation;
-    let ends: [(fn(&Domain), Denied); 2] = [
+    type End = fn(&Domain);
+    let ends: [(End, Denied); 2] = [
         (
             |domain| {
                 domain.reset_bounce(Actor::Owner, true).unwrap();

@@ -60,10 +60,14 @@ fn pool(world: &World, driver: &Session) -> Pool {
     world.run(pool).expect("a lease")
 }
 
+/// One pool for each of two sessions.
+type Pools = [Pool; 2];
+type Contenders = dyn for<'p> Fn(&'p Pools, &Scale) -> Vec<Contender<'p>>;
+
 struct Measure {
     name: String,
     goal: Vec<Limit>,
-    contenders: Box<dyn for<'p> Fn(&'p [Pool; 2], &Scale) -> Vec<Contender<'p>>>,
+    contenders: Box<Contenders>,
 }
 
 fn to_device((len, name): &(usize, &str)) -> Measure {
@@ -149,9 +153,10 @@ fn stream() -> Measure {
             let (bytes, same) = (vec![7; STREAM_BYTES], vec![7; STREAM_BYTES]);
             let mut next = blocks();
             let ours = batched(scale, move || bounce(&pools[0], &bytes[next()..][..BLOCK]));
-            let (mut next, mut into) = (blocks(), vec![1; BLOCK]);
+            // Not at the same place in a page as where it comes from: loads would wait for stores.
+            let (mut next, mut into) = (blocks(), vec![1; BLOCK + PAGE / 2]);
             let floor = batched(scale, move || {
-                black_box(&mut into).copy_from_slice(&same[next()..][..BLOCK]);
+                black_box(&mut into[PAGE / 2..]).copy_from_slice(&same[next()..][..BLOCK]);
             });
             vec![
                 Contender::new(Role::Ours, "domaind", ours),

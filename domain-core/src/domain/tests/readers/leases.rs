@@ -113,7 +113,7 @@ fn a_reset_tells_each_owner_once_before_it_asks_and_a_release_tells_nobody() {
     ack_all(&domain, SECOND);
     let leases = [FIRST, FIRST, SECOND].map(|who| lease(&domain, who, 1));
     owner.pin(generation(&domain));
-    (owner.asked(), other.asked());
+    let _before = (owner.asked(), other.asked());
 
     let reset = domain.reset_bounce(Actor::Owner, true).unwrap();
 
