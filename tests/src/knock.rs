@@ -88,7 +88,18 @@ pub async fn mapping_calls(channel: Channel, token: Option<&str>) -> Vec<Verdict
         mapping_id: 1,
         ..Default::default()
     };
+    let lease = v1::LeaseRequest {
+        len_bytes: 1,
+        ..Default::default()
+    };
+    let release = v1::ReleaseRequest {
+        iova: 4096,
+        mapping_id: 1,
+        ..Default::default()
+    };
     let mut verdicts = vec![
+        one("Lease", calls.lease(signed(lease, token)).await),
+        one("Release", calls.release(signed(release, token)).await),
         one("Map", calls.map(signed(map, token)).await),
         one("Unmap", calls.unmap(signed(unmap, token)).await),
         one("Sync", calls.sync(signed(sync, token)).await),

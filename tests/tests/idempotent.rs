@@ -164,6 +164,30 @@ async fn idempotent_retry() {
         .once("FreeCoherent", || free(name), || free(name + 1))
         .await;
 
+    let lease = |len_bytes| {
+        let request = v1::LeaseRequest {
+            len_bytes,
+            request_id: id("lease"),
+            ..Default::default()
+        };
+        let request = driver.signed(request);
+        async move { answer(driver.calls.clone().lease(request).await) }
+    };
+    let leased = bench.once("Lease", || lease(P), || lease(2 * P)).await;
+    let release = |mapping_id| {
+        let request = v1::ReleaseRequest {
+            iova: leased.iova,
+            mapping_id,
+            request_id: id("release"),
+        };
+        let request = driver.signed(request);
+        async move { answer(driver.calls.clone().release(request).await) }
+    };
+    let name = leased.mapping_id;
+    bench
+        .once("Release", || release(name), || release(name + 1))
+        .await;
+
     let map_direct = |pages, iova_page: Option<u64>| {
         let entry = v1::MapDirectEntry {
             iova: iova_page.map(|page| page * P),
