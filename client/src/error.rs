@@ -15,6 +15,7 @@ use domaind_proto::v1;
 use tonic::{Code, Status};
 
 use crate::pin::PinError;
+use crate::pool::PoolError;
 
 /// Why something did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,9 @@ pub enum Error {
     /// What a [`Pin`](crate::Pin) was asked for is not there.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// A [`Pool`](crate::pool::Pool) could not do it.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
     /// A [`Pin`](crate::Pin) is alive that must go first. Then the session ends
     /// by itself.
     #[error("a pin of the session was still held after {after:?}")]
@@ -93,6 +97,7 @@ impl Error {
             Error::Timeout { .. } => Some(Code::DeadlineExceeded),
             Error::Protocol(_) => Some(Code::Internal),
             Error::Pin(error) => error.code(),
+            Error::Pool(error) => Some(error.code()),
             Error::Region { .. }
             | Error::SharedWords { .. }
             | Error::Opened { .. }

@@ -16,6 +16,8 @@ use domaind_tests::{Code, Node, P};
 use tokio::time::{Instant, sleep, timeout};
 
 const MIB: u64 = 1 << 20;
+/// The same for buffers.
+const WHOLE: usize = 1 << 20;
 /// Nothing here takes longer.
 const SOON: Duration = Duration::from_secs(20);
 
@@ -99,13 +101,14 @@ impl Drop for StopOnDrop<'_> {
 }
 
 fn pattern(seed: usize, len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 + seed * 31 + 1) as u8).collect()
+    let byte = |at| u8::try_from((at * 7 + seed * 31 + 1) % 251).unwrap();
+    (0..len).map(byte).collect()
 }
 
 /// To the end of what a mapping may have beside it: a page, or 256 bytes.
-fn slack(iova: Iova, len: usize) -> usize {
+fn slack(len: usize) -> usize {
     let unit = if len > 2048 { 4096 } else { 256 };
-    (iova.get() as usize + len).next_multiple_of(unit) - (iova.get() as usize + len)
+    len.next_multiple_of(unit) - len
 }
 
 /// D5, for what a driver copies.
@@ -119,7 +122,7 @@ async fn exactly_the_bytes_of_the_buffer_travel_and_zeros_lie_behind_them() {
     ] {
         // Somebody has been there before.
         let dirty = pool.map(vec![0xd1_u8; len], ToDevice).unwrap();
-        let behind = slack(dirty.iova(), len);
+        let behind = slack(len);
         bench.wrote(dirty.iova(), &vec![0xd2; len + behind]);
         drop(dirty);
 
@@ -222,22 +225,16 @@ async fn nothing_and_more_than_all_are_refused_and_say_so() {
         pool.map([0_u8; 0], ToDevice).unwrap_err().error,
         PoolError::ZeroLength
     );
-    let long = vec![0_u8; MIB as usize + 1];
+    let long = vec![0_u8; WHOLE + 1];
     let refused = pool.map(long, FromDevice).unwrap_err();
 
     let too_long = PoolError::TooLong {
         len_bytes: MIB + 1,
         most_bytes: MIB,
     };
-    assert_eq!(
-        (refused.error, refused.kept.len()),
-        (too_long, MIB as usize + 1)
-    );
-    let whole = pool.map(vec![5_u8; MIB as usize], ToDevice).unwrap();
-    assert_eq!(
-        bench.seen(whole.iova(), MIB as usize),
-        vec![5; MIB as usize]
-    );
+    assert_eq!((refused.error, refused.kept.len()), (too_long, WHOLE + 1));
+    let whole = pool.map(vec![5_u8; WHOLE], ToDevice).unwrap();
+    assert_eq!(bench.seen(whole.iova(), WHOLE), vec![5; WHOLE]);
 }
 
 /// D3, for what a driver copies.
@@ -264,17 +261,14 @@ async fn a_full_pool_says_so_and_one_that_unmaps_makes_room_for_one() {
     drop(one);
     drop(live);
     // What was cut small can be had as a whole again.
-    assert!(pool.map(vec![1_u8; MIB as usize], ToDevice).is_ok());
+    assert!(pool.map(vec![1_u8; WHOLE], ToDevice).is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_gets_what_another_thread_unmaps_and_not_past_the_deadline() {
     let bench = Bench::new().await;
     let pool = bench.pool().await;
-    let held = pool
-        .map(vec![1_u8; MIB as usize], ToDevice)
-        .unwrap()
-        .into_owned();
+    let held = pool.map(vec![1_u8; WHOLE], ToDevice).unwrap().into_owned();
 
     let early = pool.map_by([1_u8; 64], ToDevice, Instant::now()).await;
     let soon = Instant::now() + Duration::from_millis(30);
@@ -317,7 +311,7 @@ async fn what_other_threads_keep_is_no_reason_to_be_full() {
         while ready.load(Acquire) < 4 {
             std::thread::yield_now();
         }
-        let whole = pool.map(vec![1_u8; MIB as usize], ToDevice);
+        let whole = pool.map(vec![1_u8; WHOLE], ToDevice);
         assert!(whole.is_ok(), "{whole:?}");
     });
 }
@@ -484,7 +478,7 @@ fn hammer(bench: &Bench, pool: &Pool, thread: usize) {
             .wrapping_add(1);
         random >> 33
     };
-    for turn in 0..rounds(3000) as usize {
+    for turn in 0..usize::try_from(rounds(3000)).unwrap() {
         let len = match next() % 10 {
             0 => next() % 70_000 + 1,
             _ => next() % 5000 + 1,
@@ -551,20 +545,18 @@ async fn resets(bench: &Bench, other: &Session, owner: &domaind_client::Owner) -
     for turn in 0..rounds(60) {
         owner.reset_bounce(true).await.unwrap();
         let pool = other.pool(one_lease()).await.unwrap();
-        let bytes = vec![turn as u8 | 1; MIB as usize];
+        let colour = u8::try_from(turn % 128).unwrap() | 1;
+        let bytes = vec![colour; WHOLE];
         let mapping = pool.map(bytes, ToDevice).unwrap();
         sleep(Duration::from_millis(2)).await;
-        let mut seen = vec![0; MIB as usize];
+        let mut seen = vec![0; WHOLE];
         bench
             .device
             .pin()
             .unwrap()
             .read(mapping.iova(), &mut seen)
             .unwrap();
-        assert!(
-            seen.iter().all(|byte| *byte == turn as u8 | 1),
-            "turn {turn}"
-        );
+        assert!(seen.iter().all(|byte| *byte == colour), "turn {turn}");
         turns += 1;
     }
     turns

@@ -223,12 +223,12 @@ mod tests {
     /// whatever the order, every slot is in one hand.
     #[test]
     fn a_slot_is_never_in_two_hands() {
-        const SLOTS: usize = 8;
+        const SLOTS: u32 = 8;
         const TURNS: usize = 200_000;
         let cache = Cache::new(0);
         let pinned = AtomicBool::new(false);
-        let hands: [AtomicUsize; SLOTS] = std::array::from_fn(|_| AtomicUsize::new(0));
-        let shelf = std::sync::Mutex::new((0..SLOTS as u32).map(Unit).collect::<Vec<_>>());
+        let hands: [AtomicUsize; SLOTS as usize] = std::array::from_fn(|_| AtomicUsize::new(0));
+        let shelf = std::sync::Mutex::new((0..SLOTS).map(Unit).collect::<Vec<_>>());
         let done = AtomicBool::new(false);
         let start = Barrier::new(2);
         let take = |unit: Unit| {
@@ -265,6 +265,6 @@ mod tests {
         let mut all = shelf.into_inner().unwrap();
         all.extend(drained(&cache, 0, false));
         all.sort_unstable();
-        assert_eq!(all, (0..SLOTS as u32).map(Unit).collect::<Vec<_>>());
+        assert_eq!(all, (0..SLOTS).map(Unit).collect::<Vec<_>>());
     }
 }

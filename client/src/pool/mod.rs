@@ -6,7 +6,7 @@
 //!
 //! ```no_run
 //! use domaind_client::pool::{FromDevice, PoolOptions, ToDevice};
-//! # async fn example(driver: domaind_client::Session) -> Result<(), Box<dyn std::error::Error>> {
+//! # async fn example(driver: domaind_client::Session) -> Result<(), domaind_client::Error> {
 //! let pool = driver.pool(PoolOptions::default()).await?;
 //!
 //! let request = pool.map(b"read block 7", ToDevice)?;
@@ -48,6 +48,7 @@ use std::time::Duration;
 
 use domain_core::perm::Direction;
 use tokio::time::{Instant, timeout_at};
+use tonic::Code;
 
 use self::inner::Inner;
 pub use self::mapping::{Bidirectional, CopiesBack, CopiesIn, FromDevice, Mapping, ToDevice, Way};
@@ -117,9 +118,24 @@ pub enum PoolError {
     Ended,
 }
 
+impl PoolError {
+    /// What gRPC would call it.
+    pub(crate) fn code(self) -> Code {
+        match self {
+            PoolError::ZeroLength
+            | PoolError::WrittenTooLarge { .. }
+            | PoolError::OutsideMapping { .. } => Code::InvalidArgument,
+            PoolError::TooLong { .. } | PoolError::Full { .. } => Code::ResourceExhausted,
+            PoolError::Revoked => Code::FailedPrecondition,
+            PoolError::Ended => Code::Unavailable,
+        }
+    }
+}
+
 /// A refusal, with what was to be mapped or unmapped.
 ///
-/// As a [`PoolError`] (`?` converts) it loses that; a mapping then ends as by dropping.
+/// As a [`PoolError`] or an [`Error`] (`?` converts) it loses that; a mapping then ends as by
+/// dropping.
 #[derive(thiserror::Error)]
 #[error("{error}")]
 pub struct Refused<T> {
@@ -133,6 +149,12 @@ pub struct Refused<T> {
 impl<T> fmt::Debug for Refused<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Refused").field(&self.error).finish()
+    }
+}
+
+impl<T> From<Refused<T>> for Error {
+    fn from(refused: Refused<T>) -> Error {
+        refused.error.into()
     }
 }
 

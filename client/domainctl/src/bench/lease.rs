@@ -5,8 +5,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use domain_core::session::Role;
-use domaind_client::Session;
-use domaind_client::pool::{Pool, PoolError, PoolOptions, ToDevice};
+use domaind_client::pool::{Pool, PoolOptions, ToDevice};
+use domaind_client::{Error, Session};
 
 use super::latency::Lap;
 use super::party::{Party, Place};
@@ -76,9 +76,9 @@ impl Work for Bouncer {
         let start = Instant::now();
         for _ in 0..BATCH {
             let bytes = black_box(self.bytes.as_slice());
-            let mapping = self.pool.map(bytes, ToDevice).map_err(PoolError::from)?;
+            let mapping = self.pool.map(bytes, ToDevice).map_err(Error::from)?;
             black_box(mapping.iova());
-            mapping.unmap().map_err(PoolError::from)?;
+            mapping.unmap().map_err(Error::from)?;
         }
         Ok(lap(start))
     }
