@@ -19,23 +19,24 @@ const SMALL: [usize; 7] = [256, 512, 768, 1024, 1280, 2048, 4096];
 const PAGES: [usize; 15] = [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32];
 
 const SLOT_BYTES: [usize; CLASSES] = slot_bytes();
-/// The class of a length in units, up to a page.
-const BY_UNITS: [u8; PAGE_BYTES / UNIT_BYTES + 1] = by(UNIT_BYTES);
-/// The class of a length in pages.
-const BY_PAGES: [u8; LONGEST_BYTES / PAGE_BYTES + 1] = by(PAGE_BYTES);
+/// The class of lengths up to a page, by the unit in which their last byte lies.
+const BY_UNITS: [u8; PAGE_BYTES / UNIT_BYTES] = by(UNIT_BYTES);
+/// The class of longer ones, by the page in which their last byte lies.
+const BY_PAGES: [u8; LONGEST_BYTES / PAGE_BYTES] = by(PAGE_BYTES);
 
 /// A length of slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Class(u8);
 
 impl Class {
-    /// The shortest that holds so many bytes; `None` if none does.
+    /// The shortest that holds so many bytes; `None` if none does, and for nothing.
     #[inline]
     pub(super) fn of(len: usize) -> Option<Class> {
+        let last = len.checked_sub(1)?;
         // Both units are constants here, so that nothing is divided.
-        match len <= PAGE_BYTES {
-            true => BY_UNITS.get(len.div_ceil(UNIT_BYTES)),
-            false => BY_PAGES.get(len.div_ceil(PAGE_BYTES)),
+        match last < PAGE_BYTES {
+            true => BY_UNITS.get(last / UNIT_BYTES),
+            false => BY_PAGES.get(last / PAGE_BYTES),
         }
         .copied()
         .map(Class)
@@ -115,13 +116,13 @@ const fn slot_bytes() -> [usize; CLASSES] {
     all
 }
 
-/// The classes of all lengths that are multiples of `unit`.
+/// The classes of lengths whose last byte lies in the first unit, the second one, and so on.
 const fn by<const N: usize>(unit: usize) -> [u8; N] {
     let mut table = [0; N];
     let mut class = 0;
     let mut index = 0;
     while index < N {
-        while SLOT_BYTES[class as usize] < index * unit {
+        while SLOT_BYTES[class as usize] < (index + 1) * unit {
             class += 1;
         }
         table[index] = class;
@@ -146,6 +147,7 @@ mod tests {
             );
         }
         assert_eq!(Class::of(LONGEST_BYTES + 1), None);
+        assert_eq!(Class::of(0), None);
     }
 
     #[test]

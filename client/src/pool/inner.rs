@@ -78,6 +78,15 @@ impl Slot {
     }
 }
 
+/// What became of a lease.
+pub(super) enum Added {
+    Done,
+    /// Leases have been taken away since it was asked for, maybe this one, too.
+    TooLate(Lease),
+    /// It lies where no slot can be.
+    Useless(Lease),
+}
+
 /// While it lives nothing of the session's leases is used for anything else, if none was taken away
 /// before.
 struct Pinned<'p> {
@@ -201,12 +210,11 @@ impl Inner {
         self.room.notified()
     }
 
-    /// Takes a lease in that was asked for when leases had been taken away `epoch` times. Gives it
-    /// back if that has happened since.
-    pub(super) fn add(&self, lease: Lease, epoch: u64) -> Result<(), Lease> {
+    /// Takes a lease in that was asked for when leases had been taken away `epoch` times.
+    pub(super) fn add(&self, lease: Lease, epoch: u64) -> Added {
         let mut heap = self.heap();
         if self.epoch() != epoch {
-            return Err(lease);
+            return Added::TooLate(lease);
         }
         let revoked = match heap.is_of(epoch) {
             true => Vec::new(),
@@ -216,7 +224,7 @@ impl Inner {
         drop(heap);
         forget(revoked);
         self.room.notify_waiters();
-        added
+        added.map_or_else(Added::Useless, |()| Added::Done)
     }
 
     /// How many bytes to lease next, for a mapping of `wanted`; `None` if nothing is needed or no

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use domain_core::addr::Iova;
 use domain_core::lease::LeaseSpec;
+use domain_core::region::Access;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 
-use super::PoolOptions;
-use super::inner::Inner;
-use crate::error::Error;
+use super::inner::{Added, Inner};
+use super::{PoolError, PoolOptions};
+use crate::error::{Error, ProtocolError};
 use crate::session::Session;
 
 /// How long the task leaves the daemon alone after a refusal; after each further one twice as long.
@@ -39,6 +40,9 @@ impl Bell {
 
 /// A pool with its first lease, and its task.
 pub(super) async fn start(session: &Session, options: PoolOptions) -> Result<Arc<Inner>, Error> {
+    if session.access() != Access::ReadWrite {
+        return Err(PoolError::ReadOnly.into());
+    }
     let base = session.bounce().map(|aperture| aperture.start());
     // Without an aperture it is for the daemon to say so.
     let inner = Arc::new(Inner::new(session, base.unwrap_or(Iova::new(0)), options));
@@ -95,14 +99,41 @@ async fn lease(inner: &Inner, bytes: u64) -> Result<(), Error> {
     loop {
         let epoch = inner.epoch();
         let lease = inner.session().lease(LeaseSpec::of(bytes)).await?;
-        // One that comes back was granted while the aperture was reset.
         match inner.add(lease, epoch) {
-            Ok(()) => return Ok(()),
-            Err(lease) => drop(lease),
+            Added::Done => return Ok(()),
+            Added::TooLate(lease) => drop(lease),
+            Added::Useless(lease) => {
+                let (iova, got, wanted) = (lease.iova(), lease.len_bytes(), bytes);
+                return Err(ProtocolError::Place { iova, got, wanted }.into());
+            }
         }
     }
 }
 
 fn is_exhausted(error: &Error) -> bool {
     error.code() == Some(Code::ResourceExhausted)
+}
+
+#[cfg(test)]
+mod tests {
+    use domain_core::session::Role;
+
+    use super::*;
+    use crate::client::AttachOptions;
+    use crate::fake::FakeDaemon;
+
+    #[tokio::test]
+    async fn who_cannot_write_has_no_pool_and_asks_for_no_lease() {
+        let options = AttachOptions::new(Role::Driver, Access::ReadOnly);
+        let fake = FakeDaemon::start_with(options).await;
+
+        let refused = fake.session.pool(PoolOptions::default()).await.unwrap_err();
+
+        assert!(
+            matches!(refused, Error::Pool(PoolError::ReadOnly)),
+            "{refused:?}"
+        );
+        assert_eq!(refused.code(), Some(Code::PermissionDenied));
+        assert_eq!(*fake.calls.released.lock().unwrap(), []);
+    }
 }

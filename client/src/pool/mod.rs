@@ -116,6 +116,9 @@ pub enum PoolError {
     Revoked,
     #[error("the session has ended")]
     Ended,
+    /// Only when a pool is made.
+    #[error("the session is attached read-only")]
+    ReadOnly,
 }
 
 impl PoolError {
@@ -128,6 +131,7 @@ impl PoolError {
             PoolError::TooLong { .. } | PoolError::Full { .. } => Code::ResourceExhausted,
             PoolError::Revoked => Code::FailedPrecondition,
             PoolError::Ended => Code::Unavailable,
+            PoolError::ReadOnly => Code::PermissionDenied,
         }
     }
 }
@@ -189,8 +193,8 @@ impl Session {
     /// It keeps the session alive. If this is cancelled, the lease goes back.
     ///
     /// # Errors
-    /// [`Error::Refused`] (no bounce aperture, no room, a quota, not a driver), [`Error::Ended`],
-    /// [`Error::Transport`].
+    /// [`Error::Refused`] (no bounce aperture, no room, a quota, not a driver),
+    /// [`PoolError::ReadOnly`], [`Error::Ended`], [`Error::Transport`].
     pub async fn pool(&self, options: PoolOptions) -> Result<Pool, Error> {
         let inner = keeper::start(self, options).await?;
         Ok(Pool { inner })
