@@ -30,6 +30,7 @@ pub mod addr;
 pub mod alloc;
 pub mod aperture;
 pub mod batch;
+mod by_granule;
 pub mod coherent;
 pub mod direct;
 pub mod domain;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::addr::{Iova, IovaRange};
+use crate::domain::Link;
 use crate::layout::ApertureKind;
 use crate::memory::MemoryId;
 use crate::perm::{Direction, Perm};
@@ -81,6 +82,8 @@ pub(crate) struct Held {
     pub(crate) scrub: bool,
     /// In quarantine: who may still reach it.
     pub(crate) blocked_by: Option<SessionId>,
+    /// Among what its owner holds.
+    pub(crate) link: Link,
     pub(crate) kind: HeldKind,
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::addr::Iova;
+use crate::domain::Chain;
 use crate::iotlb::RegionId;
 use crate::lease::LeaseTally;
 use crate::memory::MemoryId;
@@ -177,8 +177,8 @@ pub enum JoinError {
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub(crate) role: Role,
-    /// Keys of the domain's mapping table.
-    pub(crate) mappings: BTreeSet<Iova>,
+    /// Its records among the domain's.
+    pub(crate) mappings: Chain,
     pub(crate) memories: BTreeSet<MemoryId>,
     /// Leases among the mappings, those included that have ended and whose granules
     /// are not free yet: so one that takes and releases cannot hold back more
@@ -190,7 +190,7 @@ impl Attached {
     pub(crate) fn new(role: Role) -> Attached {
         Attached {
             role,
-            mappings: BTreeSet::new(),
+            mappings: Chain::default(),
             memories: BTreeSet::new(),
             leases: LeaseTally::default(),
         }

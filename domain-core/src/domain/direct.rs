@@ -258,7 +258,7 @@ impl Domain {
         if entry.target.region.slot().is_some() {
             return Some(state.direct_view(&entry));
         }
-        let (_, held) = state.held.range(..=entry.range.start()).next_back()?;
+        let held = state.held.get(entry.range.start())?;
         debug_assert_eq!((held.visible, held.phase), (entry.range, Phase::Live));
         Some(held.view())
     }
@@ -783,7 +783,7 @@ impl State {
         let is_bounced =
             |held: &Held| held.aperture() == ApertureKind::Bounce && !held.is_retired();
         let bounced = self.held.iter().filter(|(_, held)| is_bounced(held));
-        let bounced: Vec<_> = bounced.map(|(at, _)| *at).collect();
+        let bounced: Vec<_> = bounced.map(|(at, _)| at).collect();
         let leases = self.leases.count;
         let streaming = bounced.len() - leases;
         if !bounced.is_empty() && !force {

@@ -7,6 +7,7 @@
 //! stops half way (an error, a panic) drops a guard that undoes what it had
 //! reached.
 
+mod chain;
 mod direct;
 mod lease;
 mod limbo;
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub(crate) use self::chain::{Chain, Link};
 pub use self::direct::{Behind, ResetBounce, ResetError, Translated, TranslationError};
 use self::limbo::Limbo;
 use self::log::ChangeLog;
@@ -34,6 +36,7 @@ use crate::addr::{Iova, IovaRange};
 use crate::alloc::IovaAllocator;
 use crate::aperture::{Aperture, ScrubWith};
 use crate::batch::{BatchMode, BatchResult, advance, settle};
+use crate::by_granule::ByGranule;
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
 use crate::iotlb::{Allowance, Iotlb, RegionId, RegionWords, Walker};
 use crate::layout::{ApertureKind, Layout};
@@ -241,7 +244,7 @@ impl Domain {
                 iotlb: new_iotlb(name, &layout, allowance)?,
                 bounce_iovas: iovas(ApertureKind::Bounce),
                 coherent_iovas: iovas(ApertureKind::Coherent),
-                held: BTreeMap::new(),
+                held: ByGranule::new(layout.apertures(), layout.granule()),
                 sessions: BTreeMap::new(),
                 memories: BTreeMap::new(),
                 slots: Vec::new(),
@@ -991,7 +994,7 @@ impl Domain {
     pub fn visible_bytes(&self, iovas: impl Iterator<Item = Iova>) -> u64 {
         let state = self.lock();
         let bytes = |iova| {
-            let (_, held) = state.held.range(..=iova).next_back()?;
+            let held = state.held.get(iova)?;
             held.visible
                 .len_bytes()
                 .filter(|_| held.visible.start() == iova)
@@ -1004,9 +1007,8 @@ impl Domain {
     pub fn holdings(&self, session: SessionId) -> Option<Holdings> {
         let state = self.look();
         let attached = state.sessions.get(&session)?;
-        let mappings = attached.mappings.iter().filter_map(|at| state.held.get(at));
         // What has ended it does not hold, though that may have to wait.
-        let mappings = mappings.filter(|held| !held.is_retired());
+        let mappings = state.held_by(attached).filter(|held| !held.is_retired());
         let mut holdings = Holdings {
             memories: attached.memories.len(),
             ..Holdings::default()

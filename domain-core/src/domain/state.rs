@@ -2,9 +2,10 @@
 //! waits, or calls the system, but for a few pages of memory when the page
 //! table grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::chain::Link;
 use super::limbo::{Limbo, Retired, What};
 use super::log::{Change, ChangeLog, Listener};
 use super::made::Made;
@@ -12,6 +13,7 @@ use super::readers::{Reach, Readers};
 use super::{Occupancy, Scrub, Standing, Usage};
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::{AllocError, AllocRequest, IovaAllocator};
+use crate::by_granule::ByGranule;
 use crate::coherent::{AllocCoherentError, CoherentSpec};
 use crate::direct::Actor;
 use crate::iotlb::{Entry, Iotlb, NoRoom, RegionId, RegionWords, Target};
@@ -38,7 +40,7 @@ pub(super) struct State {
     pub(super) bounce_iovas: Option<IovaAllocator>,
     pub(super) coherent_iovas: Option<IovaAllocator>,
     /// By first granule; bounce and coherent, which never overlap.
-    pub(super) held: BTreeMap<Iova, Held>,
+    pub(super) held: ByGranule<Held>,
     pub(super) sessions: BTreeMap<SessionId, Attached>,
     pub(super) memories: BTreeMap<MemoryId, Registered>,
     /// Which memory has which number in the IOTLB.
@@ -153,7 +155,7 @@ impl State {
 
     pub(super) fn held_mut(&mut self, at: Iova) -> &mut Held {
         self.held
-            .get_mut(&at)
+            .get_mut(at)
             .expect("whoever is in transit keeps its record")
     }
 
@@ -268,7 +270,7 @@ impl State {
         id: MappingId,
     ) -> Result<(&Held, &Bounce), MappingMissing> {
         let missing = MappingMissing::NoSuchMapping { iova, id };
-        let (_, held) = self.held.range(..=iova).next_back().ok_or(missing)?;
+        let held = self.held.get(iova).ok_or(missing)?;
         let bounce = held.bounce().ok_or(missing)?;
         Ok((self.yours(session, Some(held), iova, id)?, bounce))
     }
@@ -280,7 +282,7 @@ impl State {
         iova: Iova,
         id: MappingId,
     ) -> Result<&Held, MappingMissing> {
-        let held = self.held.get(&iova);
+        let held = self.held.get(iova);
         let found = held.filter(|held| matches!(held.kind, HeldKind::Coherent));
         self.yours(session, found, iova, id)
     }
@@ -292,7 +294,7 @@ impl State {
         iova: Iova,
         id: MappingId,
     ) -> Result<&Held, MappingMissing> {
-        let found = self.held.get(&iova).filter(|held| held.is_lease());
+        let found = self.held.get(iova).filter(|held| held.is_lease());
         self.yours(session, found, iova, id)
     }
 
@@ -487,6 +489,7 @@ impl State {
             since: None,
             scrub: false,
             blocked_by: None,
+            link: Link::default(),
             kind,
         };
         let is_lease = held.is_lease();
@@ -495,11 +498,7 @@ impl State {
             self.leases.add(granules);
         }
         if let Some(owner) = owner {
-            let attached = self.attached(owner);
-            attached.mappings.insert(granules.start());
-            if is_lease {
-                attached.leases.add(granules);
-            }
+            self.link(owner, granules.start());
         }
         id
     }
@@ -628,7 +627,10 @@ impl State {
         let Some(attached) = self.sessions.remove(&session) else {
             return (Vec::new(), Vec::new());
         };
-        let abandoned = self.abandon_all(attached.mappings);
+        let held = self.held_by(&attached).map(|held| held.granules.start());
+        let mut held: Vec<_> = held.collect();
+        held.sort_unstable();
+        let abandoned = self.abandon_all(held);
         let bounces = abandoned.into_iter().map(|at| self.retire(at, true));
         let bounces: Vec<_> = bounces.collect();
         self.drop_direct(&attached.memories);
@@ -696,7 +698,7 @@ impl State {
         granule: Iova,
         from: Iova,
     ) -> impl Iterator<Item = MappingView> {
-        let held = self.held.range(granule..).map(|(_, held)| held.view());
+        let held = self.held.from(granule).map(|(_, held)| held.view());
         // Nothing direct lies between two that are held: these come all before
         // or all behind.
         let is_below = move |view: &MappingView| apertures.is_none_or(|there| view.visible < there);
@@ -724,11 +726,10 @@ impl State {
         }
     }
 
-    /// Who holds what an entry in an aperture shows.
+    /// Who holds what an entry in an aperture, or a part of one, shows.
     fn held_at(&self, entry: &Entry) -> &Held {
-        let below = self.held.range(..=entry.range.start()).next_back();
-        let (_, held) = below.expect("what is visible in an aperture is held");
-        held
+        let held = self.held.at_or_below(entry.range.start());
+        held.expect("what is visible in an aperture is held")
     }
 
     /// The end of mappings that others brought about. Hides those that are live;
@@ -882,18 +883,15 @@ impl State {
 
     /// Frees the granules. The record is for the caller to drop, without the lock.
     pub(super) fn release(&mut self, at: Iova) -> Held {
-        let held = self.held.remove(&at).expect("released once");
+        let held = self.held.remove(at).expect("released once");
         let iovas = self
             .iovas_mut(held.aperture())
             .expect("what is held lies in an aperture");
         iovas
             .free(held.granules)
             .expect("what is held is allocated");
-        if let Some(attached) = held.owner.and_then(|owner| self.sessions.get_mut(&owner)) {
-            attached.mappings.remove(&at);
-            if held.is_lease() {
-                attached.leases.subtract(held.granules);
-            }
+        if let Some(owner) = held.owner {
+            self.unlink(owner, &held);
         }
         if held.is_lease() && !held.is_retired() {
             self.leases.subtract(held.granules);
@@ -973,9 +971,9 @@ impl State {
         self.check_direct();
         self.check_made();
         self.check_leases();
-        for (at, held) in &self.held {
+        for (at, held) in self.held.iter() {
             assert_eq!(
-                *at,
+                at,
                 held.granules.start(),
                 "a record stands under its first granule"
             );
@@ -983,22 +981,22 @@ impl State {
                 held.granules.contains(held.visible),
                 "nothing outside its granules is visible"
             );
-            let counted = held.owner.and_then(|owner| self.sessions.get(&owner));
-            assert!(
-                counted.is_none_or(|owner| owner.mappings.contains(at)),
-                "an owner knows what it holds"
+        }
+        for (session, attached) in &self.sessions {
+            let chained = self.held_by(attached).map(|held| held.granules.start());
+            let chained: BTreeSet<_> = chained.take(self.held.len()).collect();
+            let owned = self
+                .held
+                .values()
+                .filter(|held| held.owner == Some(*session));
+            let owned: BTreeSet<_> = owned.map(|held| held.granules.start()).collect();
+            assert_eq!(chained, owned, "session {session} knows what it holds");
+            assert_eq!(
+                attached.mappings.len(),
+                owned.len(),
+                "every mapping of session {session} counts once"
             );
         }
-        let known: usize = self
-            .sessions
-            .values()
-            .map(|attached| attached.mappings.len())
-            .sum();
-        let owned = self
-            .held
-            .values()
-            .filter(|held| held.owner.is_some_and(|o| self.sessions.contains_key(&o)));
-        assert_eq!(known, owned.count(), "every mapping counts once");
         let known: usize = self
             .sessions
             .values()

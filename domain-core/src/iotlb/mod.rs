@@ -119,8 +119,8 @@ impl<W: Words> Iotlb<W> {
         Ok(Iotlb {
             granule,
             apertures,
-            inside: Ordered::new(granule),
-            direct: Ordered::new(granule),
+            inside: Ordered::within(apertures, granule),
+            direct: Ordered::anywhere(granule),
             table: Table::new(Arc::new(words), granule, apertures)?,
         })
     }

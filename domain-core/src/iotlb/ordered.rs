@@ -1,21 +1,31 @@
 //! Exact ranges, by address.
 
 use std::collections::BTreeMap;
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 
 use super::entry::{Entry, Target};
 use super::format::Word;
 use super::table::Run;
 use crate::addr::{Granule, Iova, IovaRange};
+use crate::by_granule::ByGranule;
 
-/// Entries that do not overlap, by address.
+/// Entries that share no granule, by address.
 ///
 /// Packed, because bytes an entry count: 24 with the key, not the 40 of an [`Entry`]. What comes out
 /// is a copy.
 #[derive(Debug)]
 pub(super) struct Ordered {
     granule: Granule,
-    by_start: BTreeMap<Iova, Packed>,
+    entries: Entries,
+}
+
+#[derive(Debug)]
+enum Entries {
+    /// Anywhere in 64 bits.
+    Anywhere(BTreeMap<Iova, Packed>),
+    /// In a range that is no longer than the memory behind it. With their starts, which may lie
+    /// inside of a granule.
+    Within(ByGranule<(Iova, Packed)>),
 }
 
 /// All of an entry but its start.
@@ -28,63 +38,100 @@ struct Packed {
 }
 
 impl Ordered {
-    pub(super) fn new(granule: Granule) -> Ordered {
-        Ordered {
-            granule,
-            by_start: BTreeMap::new(),
-        }
+    /// For entries anywhere.
+    pub(super) fn anywhere(granule: Granule) -> Ordered {
+        let entries = Entries::Anywhere(BTreeMap::new());
+        Ordered { granule, entries }
     }
 
-    /// Of entries that ascend and do not overlap. Takes no longer than copying them.
+    /// For entries in a range that has memory behind all of it. Those come and go for nearly nothing.
+    pub(super) fn within(range: Option<IovaRange>, granule: Granule) -> Ordered {
+        let entries = Entries::Within(ByGranule::new(range, granule));
+        Ordered { granule, entries }
+    }
+
+    /// Of entries anywhere that ascend and do not overlap. Takes no longer than copying them.
     pub(super) fn from_sorted(granule: Granule, entries: &[Entry]) -> Ordered {
         let packed = entries.iter().map(|entry| pack(entry, granule));
-        Ordered {
-            granule,
-            by_start: packed.collect(),
-        }
+        let entries = Entries::Anywhere(packed.collect());
+        Ordered { granule, entries }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.by_start.len()
+        match &self.entries {
+            Entries::Anywhere(by_start) => by_start.len(),
+            Entries::Within(by_granule) => by_granule.len(),
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Entry> {
-        let packed = self.by_start.iter();
-        packed.map(|(start, packed)| packed.unpack(*start, self.granule))
+        self.starting_in(..)
     }
 
     /// Those that start in `starts`.
     pub(super) fn starting_in(
         &self,
-        starts: impl RangeBounds<Iova>,
+        starts: impl RangeBounds<Iova> + Clone,
     ) -> impl Iterator<Item = Entry> {
-        let packed = self.by_start.range(starts);
-        packed.map(|(start, packed)| packed.unpack(*start, self.granule))
+        let (anywhere, within) = match &self.entries {
+            Entries::Anywhere(by_start) => (Some(by_start.range(starts)), None),
+            Entries::Within(by_granule) => (None, Some(started_in(by_granule, starts))),
+        };
+        let anywhere = anywhere.into_iter().flatten();
+        let anywhere = anywhere.map(|(start, packed)| (*start, *packed));
+        let packed = anywhere.chain(within.into_iter().flatten());
+        packed.map(|(start, packed)| packed.unpack(start, self.granule))
     }
 
     /// Adds an entry. That it overlaps none, and that it fits into leaves, is the caller's promise.
     pub(super) fn insert(&mut self, entry: Entry) {
         let (start, packed) = pack(&entry, self.granule);
-        let was = self.by_start.insert(start, packed);
-        assert!(was.is_none(), "the page table found no entry there");
+        match &mut self.entries {
+            Entries::Anywhere(by_start) => {
+                let was = by_start.insert(start, packed);
+                assert!(was.is_none(), "the page table found no entry there");
+            }
+            Entries::Within(by_granule) => by_granule.insert(start, (start, packed)),
+        }
     }
 
     /// Takes out the entry that starts exactly there.
     pub(super) fn remove(&mut self, start: Iova) -> Option<Entry> {
-        let packed = self.by_start.remove(&start)?;
+        let packed = match &mut self.entries {
+            Entries::Anywhere(by_start) => by_start.remove(&start)?,
+            Entries::Within(by_granule) => {
+                by_granule.get(start).filter(|(at, _)| *at == start)?;
+                by_granule.remove(start)?.1
+            }
+        };
         Some(packed.unpack(start, self.granule))
     }
 
     /// The entry that starts exactly there.
     pub(super) fn at(&self, start: Iova) -> Option<Entry> {
-        let packed = self.by_start.get(&start)?;
-        Some(packed.unpack(start, self.granule))
+        let packed = match &self.entries {
+            Entries::Anywhere(by_start) => by_start.get(&start),
+            Entries::Within(by_granule) => {
+                let found = by_granule.get(start).filter(|(at, _)| *at == start);
+                found.map(|(_, packed)| packed)
+            }
+        };
+        Some(packed?.unpack(start, self.granule))
     }
 
     /// The entry that an address lies in.
     pub(super) fn holding(&self, iova: Iova) -> Option<Entry> {
-        let (start, packed) = self.by_start.range(..=iova).next_back()?;
-        (packed.last >= iova).then(|| packed.unpack(*start, self.granule))
+        let below = match &self.entries {
+            Entries::Anywhere(by_start) => {
+                let below = by_start.range(..=iova).next_back();
+                below.map(|(start, packed)| (*start, *packed))
+            }
+            Entries::Within(by_granule) => by_granule.at_or_below(iova).copied(),
+        };
+        // What begins in the same granule may begin above, and then nothing else lies there.
+        let (start, packed) =
+            below.filter(|(start, packed)| *start <= iova && packed.last >= iova)?;
+        Some(packed.unpack(start, self.granule))
     }
 
     /// The lowest entry that overlaps `range`.
@@ -92,6 +139,28 @@ impl Ordered {
         self.holding(range.start())
             .or_else(|| self.starting_in(range.start()..=range.last()).next())
     }
+}
+
+/// Those that start in `starts`, by address.
+fn started_in(
+    by_granule: &ByGranule<(Iova, Packed)>,
+    starts: impl RangeBounds<Iova> + Clone,
+) -> impl Iterator<Item = (Iova, Packed)> {
+    let from = match starts.start_bound() {
+        Bound::Included(from) | Bound::Excluded(from) => *from,
+        Bound::Unbounded => Iova::new(0),
+    };
+    let is_above = {
+        let starts = starts.clone();
+        move |start: Iova| match starts.end_bound() {
+            Bound::Included(last) => start > *last,
+            Bound::Excluded(end) => start >= *end,
+            Bound::Unbounded => false,
+        }
+    };
+    let near = by_granule.from(from).map(|(_, entry)| *entry);
+    near.take_while(move |(start, _)| !is_above(*start))
+        .filter(move |(start, _)| starts.contains(start))
 }
 
 fn pack(entry: &Entry, granule: Granule) -> (Iova, Packed) {
@@ -146,7 +215,7 @@ mod tests {
                         },
                         perm,
                     };
-                    let mut ordered = Ordered::new(granule);
+                    let mut ordered = Ordered::anywhere(granule);
                     ordered.insert(entry);
                     assert_eq!(ordered.at(start), Some(entry));
                 }
