@@ -1,5 +1,11 @@
 //! Requests of many entries: all of them, or each for itself.
 
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
+
+use crate::crew::{Crew, Part};
+
 /// What one refused entry means for the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BatchMode {
@@ -26,87 +32,219 @@ pub struct BatchError<E> {
 /// [`BatchMode::AllOrNothing`] all of them are `Ok`.
 pub type BatchResult<T, E> = Result<Vec<Result<T, E>>, BatchError<E>>;
 
-/// Takes every entry that is still good one step further. An all-or-nothing
-/// batch takes none behind the first that fails, and drops (and so undoes) the
-/// others in reverse: what was taken first is given back last, and the corrected
-/// request gets it again.
-pub(crate) fn advance<T, U, E>(
+/// The first refusal of an all-or-nothing batch, taken out of it; a partial batch passes.
+pub(crate) fn settle<J, E>(
     mode: BatchMode,
-    entries: Vec<Result<T, E>>,
-    mut step: impl FnMut(T) -> Result<U, E>,
-) -> BatchResult<U, E> {
-    let mut outcomes = Vec::with_capacity(entries.len());
-    let mut entries = entries.into_iter().enumerate();
-    while let Some((index, entry)) = entries.next() {
-        match (mode, entry.and_then(&mut step)) {
-            (BatchMode::AllOrNothing, Err(error)) => {
-                entries.rev().for_each(drop);
-                outcomes.into_iter().rev().for_each(drop);
-                return Err(BatchError { index, error });
-            }
-            (_, outcome) => outcomes.push(outcome),
-        }
+    entries: &mut Vec<Result<J, E>>,
+) -> Result<(), BatchError<E>> {
+    let first = entries.iter().position(Result::is_err);
+    let Some(index) = first.filter(|_| mode == BatchMode::AllOrNothing) else {
+        return Ok(());
+    };
+    match entries.remove(index) {
+        Err(error) => Err(BatchError { index, error }),
+        Ok(_) => unreachable!("it is refused"),
     }
-    Ok(outcomes)
 }
 
-/// Lets a partial batch pass; stops the other kind at its first refusal,
-/// dropping (and so undoing) what the other entries had reached.
-pub(crate) fn settle<T, E>(mode: BatchMode, outcomes: Vec<Result<T, E>>) -> BatchResult<T, E> {
-    advance(mode, outcomes, Ok)
+/// How a batch is taken one step further.
+pub(crate) struct Step<Weight, Take, Undo> {
+    /// Bytes that one entry copies.
+    pub(crate) weight: Weight,
+    pub(crate) take: Take,
+    /// What becomes of an entry of a partial batch that failed.
+    pub(crate) undo: Undo,
+}
+
+/// Takes every entry that is still good one step further: in their order, or several at a time if
+/// the crew divides so many bytes. An all-or-nothing batch stops at a failure and leaves its entries
+/// for the caller to undo; of several that fail at the same time the first in the order is named.
+pub(crate) fn advance<J: Send, E: Send>(
+    mode: BatchMode,
+    crew: &dyn Crew,
+    entries: &mut [Result<J, E>],
+    step: &Step<impl Fn(&J) -> u64, impl Fn(&mut J) -> Result<(), E> + Sync, impl Fn(J) + Sync>,
+) -> Result<(), BatchError<E>> {
+    let Step { weight, take, undo } = step;
+    let weigh = |entry: &Result<J, E>| entry.as_ref().map_or(0, weight);
+    let bytes = entries.iter().map(weigh).fold(0, u64::saturating_add);
+    let parts = crew.parts(bytes).min(entries.len());
+    let failed = AtomicBool::new(false);
+    let walk = |index: usize, part: &mut [Result<J, E>]| -> Option<BatchError<E>> {
+        for (index, entry) in (index..).zip(part) {
+            let Ok(job) = entry else { continue };
+            if failed.load(Relaxed) {
+                return None;
+            }
+            match (take(job), mode) {
+                (Ok(()), _) => {}
+                (Err(error), BatchMode::AllOrNothing) => {
+                    failed.store(true, Relaxed);
+                    return Some(BatchError { index, error });
+                }
+                (Err(error), BatchMode::Partial) => {
+                    if let Ok(job) = std::mem::replace(entry, Err(error)) {
+                        undo(job);
+                    }
+                }
+            }
+        }
+        None
+    };
+    if parts <= 1 {
+        return walk(0, entries).map_or(Ok(()), Err);
+    }
+    let first = Mutex::new(None::<BatchError<E>>);
+    let report = |error: BatchError<E>| {
+        let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|known| error.index < known.index) {
+            *first = Some(error);
+        }
+    };
+    let part = |(index, part): (usize, _)| -> Part<'_> {
+        let (walk, report) = (&walk, &report);
+        Box::new(move || walk(index, part).into_iter().for_each(report))
+    };
+    let divided = divide(entries, bytes.div_ceil(parts as u64), weigh);
+    crew.run(divided.into_iter().map(part).collect());
+    let first = first.into_inner().unwrap_or_else(PoisonError::into_inner);
+    first.map_or(Ok(()), Err)
+}
+
+/// Cuts entries into runs of about so many bytes, each with the place of its first.
+fn divide<T>(mut rest: &mut [T], bytes: u64, weigh: impl Fn(&T) -> u64) -> Vec<(usize, &mut [T])> {
+    let mut runs = Vec::new();
+    let mut index = 0;
+    while !rest.is_empty() {
+        let mut sum = 0;
+        let is_full = |entry: &T| {
+            sum += weigh(entry);
+            sum >= bytes
+        };
+        let len = rest
+            .iter()
+            .position(is_full)
+            .map_or(rest.len(), |last| last + 1);
+        let (run, left) = rest.split_at_mut(len);
+        runs.push((index, run));
+        index += len;
+        rest = left;
+    }
+    runs
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
+    use crate::crew::Alone;
+
+    /// As many threads as parts.
+    struct Many(usize);
+
+    impl Crew for Many {
+        fn parts(&self, _bytes: u64) -> usize {
+            self.0
+        }
+
+        fn run(&self, parts: Vec<Part<'_>>) {
+            std::thread::scope(|scope| {
+                for part in parts {
+                    scope.spawn(part);
+                }
+            });
+        }
+    }
+
+    const CREWS: [&dyn Crew; 3] = [&Alone, &Many(2), &Many(7)];
+
+    /// Doubles numbers, but for those that end in two.
+    fn double(
+        mode: BatchMode,
+        crew: &dyn Crew,
+        entries: &mut [Result<u64, &'static str>],
+        undo: impl Fn(u64) + Sync,
+    ) -> Result<(), BatchError<&'static str>> {
+        let take = |number: &mut u64| {
+            if *number % 10 == 2 {
+                return Err("it ends in two");
+            }
+            *number *= 2;
+            Ok(())
+        };
+        let step = Step {
+            weight: |_: &u64| 1,
+            take,
+            undo,
+        };
+        advance(mode, crew, entries, &step)
+    }
+
+    fn no_undo(_: u64) {
+        panic!("the caller undoes");
+    }
 
     #[test]
     fn the_first_refusal_stops_an_all_or_nothing_batch() {
-        let stopped = settle(
-            BatchMode::AllOrNothing,
-            vec![Ok(1), Err("second"), Err("third")],
-        )
-        .unwrap_err();
+        let mut entries = vec![Ok(1), Err("second"), Err("third")];
+        let stopped = settle(BatchMode::AllOrNothing, &mut entries).unwrap_err();
         assert_eq!((stopped.index, stopped.error), (1, "second"));
-        assert_eq!(
-            settle(BatchMode::AllOrNothing, vec![Ok::<_, &str>(1)]).unwrap(),
-            vec![Ok(1)]
-        );
-    }
-
-    #[test]
-    fn nothing_is_done_behind_the_first_failure_of_an_all_or_nothing_batch() {
-        let mut seen = Vec::new();
-        let step = |number: i32| {
-            seen.push(number);
-            if number == 2 { Err("no") } else { Ok(number) }
-        };
-        let stopped =
-            advance(BatchMode::AllOrNothing, vec![Ok(1), Ok(2), Ok(3)], step).unwrap_err();
-        assert_eq!((stopped.index, seen), (1, vec![1, 2]));
-    }
-
-    #[test]
-    fn what_was_taken_first_is_given_back_last() {
-        struct Taken<'a>(i32, &'a std::cell::RefCell<Vec<i32>>);
-        impl Drop for Taken<'_> {
-            fn drop(&mut self) {
-                self.1.borrow_mut().push(self.0);
-            }
-        }
-        let given_back = std::cell::RefCell::default();
-        let taken = |number| Ok(Taken(number, &given_back));
-        let batch = vec![taken(1), taken(2), Err("third"), taken(4), taken(5)];
-        assert!(settle(BatchMode::AllOrNothing, batch).is_err());
-        assert_eq!(given_back.into_inner(), [5, 4, 2, 1]);
+        let mut good = vec![Ok::<_, &str>(1)];
+        assert!(settle(BatchMode::AllOrNothing, &mut good).is_ok());
     }
 
     #[test]
     fn a_partial_batch_keeps_every_answer() {
-        let outcomes = vec![Ok(1), Err("second")];
-        assert_eq!(
-            settle(BatchMode::Partial, outcomes.clone()).unwrap(),
-            outcomes
-        );
+        let mut entries = vec![Ok(1), Err("second")];
+        assert!(settle(BatchMode::Partial, &mut entries).is_ok());
+        assert_eq!(entries, [Ok(1), Err("second")]);
+        for crew in CREWS {
+            let undone = AtomicUsize::new(0);
+            let undo = |_| _ = undone.fetch_add(1, Relaxed);
+            let mut entries: Vec<_> = (0..100).map(Ok).collect();
+            entries[7] = Err("before");
+            assert!(double(BatchMode::Partial, crew, &mut entries, undo).is_ok());
+            for (number, entry) in (0..100).zip(entries) {
+                let expected = match number {
+                    7 => Err("before"),
+                    _ if number % 10 == 2 => Err("it ends in two"),
+                    _ => Ok(number * 2),
+                };
+                assert_eq!(entry, expected);
+            }
+            assert_eq!(undone.load(Relaxed), 10);
+        }
+    }
+
+    #[test]
+    fn nothing_is_done_behind_the_first_failure_of_an_all_or_nothing_batch() {
+        let mut entries: Vec<_> = [1, 2, 3].map(Ok).into();
+        let stopped = double(BatchMode::AllOrNothing, &Alone, &mut entries, no_undo).unwrap_err();
+        assert_eq!(stopped.index, 1);
+        assert_eq!(entries, [Ok(2), Ok(2), Ok(3)]);
+    }
+
+    #[test]
+    fn of_several_that_fail_at_the_same_time_one_is_named_that_did() {
+        for crew in CREWS {
+            let mut entries: Vec<_> = (0..100).map(Ok).collect();
+            let stopped = double(BatchMode::AllOrNothing, crew, &mut entries, no_undo).unwrap_err();
+            assert_eq!((stopped.index % 10, stopped.error), (2, "it ends in two"));
+        }
+    }
+
+    #[test]
+    fn entries_are_divided_by_their_bytes_and_none_is_lost() {
+        let weights = |weights: &mut [u64], bytes| -> Vec<(usize, Vec<u64>)> {
+            let runs = divide(weights, bytes, |weight| *weight);
+            runs.into_iter()
+                .map(|(index, run)| (index, run.to_vec()))
+                .collect()
+        };
+        let runs = weights(&mut [1, 1, 1, 1, 1], 2);
+        assert_eq!(runs, [(0, vec![1, 1]), (2, vec![1, 1]), (4, vec![1])]);
+        let runs = weights(&mut [0, 9, 0, 1], 5);
+        assert_eq!(runs, [(0, vec![0, 9]), (2, vec![0, 1])]);
     }
 }

@@ -23,6 +23,7 @@
 //! | [`coherent`] | shared memory without copies |
 //! | [`lease`] | bounce memory that a driver divides up by itself |
 //! | [`batch`] | all of a request, or each entry for itself |
+//! | [`crew`] | who copies the bytes of a batch |
 //! | [`limits`] | everything that a client can make grow |
 //! | [`domain`] | the one place where they meet |
 
@@ -32,6 +33,7 @@ pub mod aperture;
 pub mod batch;
 mod by_granule;
 pub mod coherent;
+pub mod crew;
 pub mod direct;
 pub mod domain;
 pub mod iotlb;

@@ -89,38 +89,31 @@ pub(crate) struct Held {
 
 #[derive(Debug)]
 pub(crate) enum HeldKind {
-    Streaming(Bounce),
+    Streaming(Streaming),
     Coherent,
     Lease,
-    /// A streaming mapping that has come to its end, but for its granules.
-    Streamed(Streamed),
 }
 
-/// What is still to be told of a streaming mapping that has ended. It keeps no
-/// client's file.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Streamed {
+/// A streaming mapping.
+#[derive(Debug)]
+pub(crate) struct Streaming {
     direction: Direction,
     source: Source,
+    /// Only while it is live. In transit it is with the request that moves it; what has come to its
+    /// end keeps nothing of a client.
+    bounce: Option<Bounce>,
 }
 
-impl Streamed {
-    fn view(self) -> ViewKind {
-        ViewKind::Streaming {
-            direction: self.direction,
-            source: self.source,
-        }
-    }
-}
-
-impl From<&Bounce> for Streamed {
-    fn from(bounce: &Bounce) -> Streamed {
-        Streamed {
+impl Streaming {
+    /// One that this transfer is going to make.
+    pub(crate) fn of(bounce: &Bounce) -> Streaming {
+        Streaming {
             direction: bounce.direction,
             source: Source {
                 memory: bounce.memory_id,
                 offset: bounce.file_offset,
             },
+            bounce: None,
         }
     }
 }
@@ -128,26 +121,46 @@ impl From<&Bounce> for Streamed {
 impl Held {
     pub(crate) fn aperture(&self) -> ApertureKind {
         match self.kind {
-            HeldKind::Streaming(_) | HeldKind::Streamed(_) | HeldKind::Lease => {
-                ApertureKind::Bounce
-            }
+            HeldKind::Streaming(_) | HeldKind::Lease => ApertureKind::Bounce,
             HeldKind::Coherent => ApertureKind::Coherent,
         }
     }
 
     pub(crate) fn perm(&self) -> Perm {
         match &self.kind {
-            HeldKind::Streaming(bounce) => bounce.direction.perm(),
-            HeldKind::Streamed(ended) => ended.direction.perm(),
+            HeldKind::Streaming(streaming) => streaming.direction.perm(),
             HeldKind::Coherent | HeldKind::Lease => Perm::ReadWrite,
         }
     }
 
-    /// The transfer, until it has come to its end.
+    /// The transfer, while it is live.
     pub(crate) fn bounce(&self) -> Option<&Bounce> {
         match &self.kind {
-            HeldKind::Streaming(bounce) => Some(bounce),
-            HeldKind::Streamed(_) | HeldKind::Coherent | HeldKind::Lease => None,
+            HeldKind::Streaming(streaming) => streaming.bounce.as_ref(),
+            HeldKind::Coherent | HeldKind::Lease => None,
+        }
+    }
+
+    /// Takes the transfer out: it is in transit, or has come to its end.
+    pub(crate) fn take_bounce(&mut self) -> Option<Bounce> {
+        match &mut self.kind {
+            HeldKind::Streaming(streaming) => streaming.bounce.take(),
+            HeldKind::Coherent | HeldKind::Lease => None,
+        }
+    }
+
+    /// It is live, and keeps its transfer, if it has one.
+    pub(crate) fn put_bounce(&mut self, bounce: Option<Bounce>) {
+        if let HeldKind::Streaming(streaming) = &mut self.kind {
+            streaming.bounce = bounce;
+        }
+    }
+
+    /// The memory that it uses, until it has come to its end.
+    pub(crate) fn uses(&self) -> Option<MemoryId> {
+        match &self.kind {
+            HeldKind::Streaming(streaming) if !self.is_retired() => Some(streaming.source.memory),
+            _ => None,
         }
     }
 
@@ -169,8 +182,12 @@ impl Held {
             phase: self.phase,
             blocked_by: self.blocked_by,
             kind: match &self.kind {
-                HeldKind::Streaming(bounce) => Streamed::from(bounce).view(),
-                HeldKind::Streamed(ended) => ended.view(),
+                HeldKind::Streaming(Streaming {
+                    direction, source, ..
+                }) => ViewKind::Streaming {
+                    direction: *direction,
+                    source: *source,
+                },
                 HeldKind::Coherent => ViewKind::Coherent,
                 HeldKind::Lease => ViewKind::Lease,
             },

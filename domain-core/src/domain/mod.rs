@@ -8,6 +8,7 @@
 //! reached.
 
 mod chain;
+mod desk;
 mod direct;
 mod lease;
 mod limbo;
@@ -19,25 +20,28 @@ mod state;
 mod tests;
 mod transit;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use self::chain::{Chain, Link};
+pub use self::desk::Desk;
+use self::desk::Room;
 pub use self::direct::{Behind, ResetBounce, ResetError, Translated, TranslationError};
 use self::limbo::Limbo;
 use self::log::ChangeLog;
 pub use self::log::{Change, Listener, Lost};
 use self::made::Made;
 use self::readers::Readers;
-use self::state::{DrainJob, State, Sweep};
-use self::transit::{Draining, Reservation, Syncing};
+use self::state::{State, Sweep};
+use self::transit::{Draining, Making, Reservation, Syncing};
 use crate::addr::{Iova, IovaRange};
 use crate::alloc::IovaAllocator;
 use crate::aperture::{Aperture, ScrubWith};
-use crate::batch::{BatchMode, BatchResult, advance, settle};
+use crate::batch::{BatchError, BatchMode, BatchResult};
 use crate::by_granule::ByGranule;
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec, FreeCoherentError};
+use crate::crew::{Alone, Crew};
 use crate::iotlb::{Allowance, Iotlb, RegionId, RegionWords, Walker};
 use crate::layout::{ApertureKind, Layout};
 use crate::lease::LeaseTally;
@@ -507,26 +511,76 @@ impl Domain {
         specs: &[MapSpec],
         mode: BatchMode,
     ) -> BatchResult<Mapped, MapError> {
-        let reserved = settle(mode, self.reserve_all(session, specs))?;
-        let filled = advance(mode, reserved, Reservation::fill)?;
-        settle(mode, self.go_live_all(filled))
+        let mut desk = Desk::default();
+        self.map_at(&mut desk, session, specs, mode, &Alone)?;
+        Ok(desk.map.answers)
+    }
+
+    /// As [`map`](Domain::map), at a desk that is kept from one batch to the next, with a crew that
+    /// copies. The lock is taken once before the copies and once behind them.
+    ///
+    /// # Errors
+    /// As [`map`](Domain::map).
+    pub fn map_at<'k>(
+        &self,
+        desk: &'k mut Desk,
+        session: SessionId,
+        specs: &[MapSpec],
+        mode: BatchMode,
+        crew: &dyn Crew,
+    ) -> Result<&'k mut Vec<Result<Mapped, MapError>>, BatchError<MapError>> {
+        let Room { jobs, answers } = &mut desk.map;
+        answers.clear();
+        let mut making = Making::reserve(self, session, specs, mode, std::mem::take(jobs))?;
+        making.fill(mode, crew)?;
+        making.go_live(mode)?;
+        *jobs = making.finish(answers);
+        Ok(answers)
     }
 
     /// Copies back what flows back, then frees.
     ///
     /// # Errors
     /// The first refused entry of an all-or-nothing batch; all mappings stay.
-    /// If it was a copy that failed, entries before it have been copied back
-    /// and will be again.
+    /// If it was a copy that failed, others have been copied back and will be again.
     pub fn unmap(
         &self,
         session: SessionId,
         specs: &[UnmapSpec],
         mode: BatchMode,
     ) -> BatchResult<u64, UnmapError> {
-        let draining = self.drain_all(session, specs, mode)?;
-        let copied = advance(mode, draining, Draining::copy_back)?;
-        Ok(self.end_all(session, copied))
+        let mut desk = Desk::default();
+        self.unmap_at(&mut desk, session, specs, mode, &Alone)?;
+        Ok(desk.unmap.answers)
+    }
+
+    /// As [`unmap`](Domain::unmap), at a desk that is kept from one batch to the next, with a crew
+    /// that copies: of buffers that overlap any may come last. The lock is taken once if nothing
+    /// flows back, else before the copies and behind them.
+    ///
+    /// # Errors
+    /// As [`unmap`](Domain::unmap).
+    pub fn unmap_at<'k>(
+        &self,
+        desk: &'k mut Desk,
+        session: SessionId,
+        specs: &[UnmapSpec],
+        mode: BatchMode,
+        crew: &dyn Crew,
+    ) -> Result<&'k mut Vec<Result<u64, UnmapError>>, BatchError<UnmapError>> {
+        let Room { jobs, answers } = &mut desk.unmap;
+        answers.clear();
+        let mut draining = Draining::new(self, session, std::mem::take(jobs));
+        let mut state = self.lock();
+        draining.hide(&mut state, specs, mode)?;
+        if draining.copies_back() {
+            drop(state);
+            draining.copy_back(mode, crew)?;
+            state = self.lock();
+        }
+        draining.end(state);
+        *jobs = draining.finish(answers);
+        Ok(answers)
     }
 
     /// Copies parts of live mappings one way.
@@ -540,114 +594,29 @@ impl Domain {
         specs: &[SyncSpec],
         mode: BatchMode,
     ) -> BatchResult<(), SyncError> {
-        let checked = {
-            let mut state = self.lock();
-            let checked = specs
-                .iter()
-                .map(|spec| state.check_sync(session, spec))
-                .collect();
-            let checked = settle(mode, checked)?;
-            for entry in checked.iter().flatten() {
-                state.held_mut(entry.at).syncs += 1;
-            }
-            checked
-        };
-        // All of them are guarded before the first is copied.
-        let guarded = checked
-            .into_iter()
-            .map(|entry| entry.map(|job| Syncing { domain: self, job }));
-        let guarded: Vec<_> = guarded.collect();
-        advance(mode, guarded, |syncing| syncing.copy())
+        let mut desk = Desk::default();
+        self.sync_at(&mut desk, session, specs, mode)?;
+        Ok(desk.sync.answers)
     }
 
-    fn reserve_all(
+    /// As [`sync`](Domain::sync), at a desk that is kept from one batch to the next. Parts may
+    /// overlap, and are copied in their order: without a crew.
+    ///
+    /// # Errors
+    /// As [`sync`](Domain::sync).
+    pub fn sync_at<'k>(
         &self,
+        desk: &'k mut Desk,
         session: SessionId,
-        specs: &[MapSpec],
-    ) -> Vec<Result<Reservation<'_>, MapError>> {
-        let reserved: Vec<_> = {
-            let mut state = self.lock();
-            specs
-                .iter()
-                .map(|spec| state.reserve_streaming(&self.layout, session, spec))
-                .collect()
-        };
-        // Guards only from here on: one that is dropped takes the lock.
-        reserved
-            .into_iter()
-            .map(|entry| entry.map(|job| Reservation::new(self, job)))
-            .collect()
-    }
-
-    fn go_live_all(
-        &self,
-        mut filled: Vec<Result<Reservation<'_>, MapError>>,
-    ) -> Vec<Result<Mapped, MapError>> {
-        // Only borrowed while locked: not even a panic drops one in there.
-        let outcomes: Vec<_> = {
-            let mut state = self.lock();
-            let go_live = |entry: &mut Result<Reservation<'_>, _>| match entry {
-                Ok(made) => made.go_live(&mut state),
-                Err(_) => Ok(()),
-            };
-            filled.iter_mut().map(go_live).collect()
-        };
-        // A reservation that did not go live is dropped here, without the lock.
-        let answer = |(entry, outcome): (Result<Reservation<'_>, MapError>, _)| {
-            let made = entry?;
-            outcome?;
-            Ok(made.mapped())
-        };
-        filled.into_iter().zip(outcomes).map(answer).collect()
-    }
-
-    fn drain_all(
-        &self,
-        session: SessionId,
-        specs: &[UnmapSpec],
+        specs: &[SyncSpec],
         mode: BatchMode,
-    ) -> BatchResult<Draining<'_>, UnmapError> {
-        let mut named = BTreeSet::new();
-        let hidden = {
-            let mut state = self.lock();
-            let check = |spec: &UnmapSpec| {
-                let job = state.check_unmap(session, spec)?;
-                match named.insert(job.at) {
-                    true => Ok(job),
-                    false => Err(UnmapError::Duplicate { id: spec.id }),
-                }
-            };
-            let checked = settle(mode, specs.iter().map(check).collect())?;
-            let doomed: Vec<_> = checked.iter().flatten().map(|job| job.at).collect();
-            state.hide_all(&doomed);
-            checked
-        };
-        // Guards only from here on: one that is dropped takes the lock.
-        let drain = |job: DrainJob| Draining {
-            domain: self,
-            job,
-            armed: true,
-        };
-        Ok(hidden.into_iter().map(|entry| entry.map(drain)).collect())
-    }
-
-    fn end_all(
-        &self,
-        session: SessionId,
-        copied: Vec<Result<Draining<'_>, UnmapError>>,
-    ) -> Vec<Result<u64, UnmapError>> {
-        let (answers, ended): (Vec<_>, Vec<_>) = copied
-            .into_iter()
-            .map(|entry| match entry {
-                Ok(draining) => (Ok(draining.job.bytes_back), Some(draining.end())),
-                Err(refused) => (Err(refused), None),
-            })
-            .unzip();
-        let ended: Vec<_> = ended.into_iter().flatten().collect();
-        self.retire(&ended, Some(session), |state| {
-            state.scrubs_what_it_frees(session)
-        });
-        answers
+    ) -> Result<&'k mut Vec<Result<(), SyncError>>, BatchError<SyncError>> {
+        let Room { jobs, answers } = &mut desk.sync;
+        answers.clear();
+        let mut syncing = Syncing::begin(self, session, specs, mode, std::mem::take(jobs))?;
+        syncing.copy(mode)?;
+        *jobs = syncing.finish(answers);
+        Ok(answers)
     }
 
     /// Ends what was visible and is not any more: it is free when nobody can
@@ -1015,7 +984,7 @@ impl Domain {
         };
         for held in mappings {
             match held.kind {
-                HeldKind::Streaming(_) | HeldKind::Streamed(_) => holdings.streaming += 1,
+                HeldKind::Streaming(_) => holdings.streaming += 1,
                 HeldKind::Coherent => holdings.coherent += 1,
                 HeldKind::Lease => holdings.leases.add(held.granules),
             }

@@ -21,7 +21,8 @@ use crate::layout::{ApertureKind, Layout};
 use crate::lease::LeaseTally;
 use crate::limits::{Quota, Quotas};
 use crate::mapping::{
-    Held, HeldKind, MappingId, MappingKind, MappingMissing, MappingView, Phase, Source, ViewKind,
+    Held, HeldKind, MappingId, MappingKind, MappingMissing, MappingView, Phase, Source, Streaming,
+    ViewKind,
 };
 use crate::memory::{MemoryId, MemoryMissing, Registered};
 use crate::session::{Attached, Denied, Progress, Removal, Role, SessionId};
@@ -96,7 +97,48 @@ pub(super) enum Slot {
     Retired,
 }
 
+/// Whether a session may map, and how much it has: looked up once for a batch.
+pub(super) struct Admission {
+    session: SessionId,
+    denied: Result<(), Denied>,
+    /// What counts against the quota of mappings.
+    charged: usize,
+}
+
+/// What becomes visible in one generation.
+pub(super) struct Shown {
+    /// Its number.
+    generation: u64,
+    any: bool,
+    /// What is to be remembered of it, if anything is.
+    added: Option<Vec<Entry>>,
+}
+
+/// What goes out of sight in one generation.
+struct Hidden {
+    count: usize,
+    /// What is to be remembered of it, if anything is.
+    removed: Option<Vec<Entry>>,
+}
+
+impl Hidden {
+    fn new(is_remembered: bool) -> Hidden {
+        Hidden {
+            count: 0,
+            removed: is_remembered.then(Vec::new),
+        }
+    }
+
+    fn add(&mut self, entry: Entry) {
+        self.count += 1;
+        if let Some(removed) = &mut self.removed {
+            removed.push(entry);
+        }
+    }
+}
+
 /// What a fill needs to know, without the lock.
+#[derive(Debug)]
 pub(super) struct FillJob {
     /// Key in the table.
     pub(super) at: Iova,
@@ -108,14 +150,17 @@ pub(super) struct FillJob {
 }
 
 /// What a copy back needs to know, without the lock.
+#[derive(Debug)]
 pub(super) struct DrainJob {
     pub(super) at: Iova,
     pub(super) iova: Iova,
-    pub(super) bounce: Bounce,
+    /// `None` before it is hidden.
+    pub(super) bounce: Option<Bounce>,
     pub(super) bytes_back: u64,
 }
 
 /// What a sync needs to know, without the lock.
+#[derive(Debug)]
 pub(super) struct SyncJob {
     pub(super) at: Iova,
     pub(super) iova: Iova,
@@ -316,13 +361,27 @@ impl State {
         }
     }
 
+    pub(super) fn admission(&self, session: SessionId) -> Admission {
+        Admission {
+            session,
+            denied: self.driver(session),
+            charged: self.charged_mappings(session),
+        }
+    }
+
     pub(super) fn reserve_streaming(
         &mut self,
         layout: &Layout,
-        session: SessionId,
+        admission: &mut Admission,
         spec: &MapSpec,
     ) -> Result<FillJob, MapError> {
-        self.driver(session)?;
+        let Admission {
+            session,
+            denied,
+            charged,
+        } = admission;
+        let session = *session;
+        (*denied)?;
         if self.bounce_iovas.is_none() {
             return Err(MapError::NoAperture);
         }
@@ -337,10 +396,10 @@ impl State {
             align_bytes: spec.align_bytes,
             limit: spec.limit,
         };
-        self.quotas
-            .admit(Quota::Mappings, self.charged_mappings(session))?;
+        self.quotas.admit(Quota::Mappings, *charged)?;
         let granules = self.take(ApertureKind::Bounce, place)?;
         self.make_room(ApertureKind::Bounce, granules)?;
+        *charged += 1;
         let start = granules
             .start()
             .checked_add(lead_bytes)
@@ -351,7 +410,7 @@ impl State {
             .get_mut(&spec.memory)
             .expect("checked by bounce_of()")
             .mappings += 1;
-        let kind = HeldKind::Streaming(bounce.clone());
+        let kind = HeldKind::Streaming(Streaming::of(&bounce));
         let id = self.hold(Some(session), granules, visible, kind);
         Ok(FillJob {
             at: granules.start(),
@@ -503,8 +562,37 @@ impl State {
         id
     }
 
-    /// Makes a mapping visible, unless its session has ended.
-    pub(super) fn go_live(&mut self, layout: &Layout, at: Iova) -> Result<(), Denied> {
+    /// Makes a mapping visible, unless its session has ended. Its transfer comes with it, or stays
+    /// where it is.
+    pub(super) fn go_live(
+        &mut self,
+        layout: &Layout,
+        at: Iova,
+        bounce: &mut Option<Bounce>,
+    ) -> Result<(), Denied> {
+        let mut shown = self.showing();
+        let live = self.show(layout, at, bounce, &mut shown);
+        self.shown(shown);
+        live
+    }
+
+    /// The next generation begins to be made.
+    pub(super) fn showing(&self) -> Shown {
+        Shown {
+            generation: self.iotlb.generation() + 1,
+            any: false,
+            added: self.log.as_ref().map(|_| Vec::new()),
+        }
+    }
+
+    /// Makes a mapping visible in a generation that is being made; as [`State::go_live`].
+    pub(super) fn show(
+        &mut self,
+        layout: &Layout,
+        at: Iova,
+        bounce: &mut Option<Bounce>,
+        shown: &mut Shown,
+    ) -> Result<(), Denied> {
         let held = &self.held[&at];
         if let Some(session) = held
             .owner
@@ -531,25 +619,40 @@ impl State {
             },
             perm: held.perm(),
         };
-        self.iotlb
-            .insert(entry)
-            .expect("granules that are held by one are visible once, and had room made");
-        let since = self.iotlb.generation();
+        self.iotlb.enter_reserved(entry);
         let held = self.held_mut(at);
+        held.put_bounce(bounce.take());
         let was = std::mem::replace(&mut held.phase, Phase::Live);
         // One that is put back has been seen before.
-        held.since.get_or_insert(since);
+        held.since.get_or_insert(shown.generation);
         self.hidden -= usize::from(was == Phase::Draining);
-        self.committed(&[entry], &[], &[]);
+        shown.any = true;
+        if let Some(added) = &mut shown.added {
+            added.push(entry);
+        }
         Ok(())
     }
 
-    pub(super) fn check_unmap(
-        &self,
+    /// The generation is made, if anything is in it.
+    pub(super) fn shown(&mut self, shown: Shown) {
+        if shown.any {
+            self.iotlb.commit();
+            self.committed(&shown.added.unwrap_or_default(), &[], &[]);
+        }
+    }
+
+    /// Lets a mapping be ended by one batch: nobody else can end it any more. It is still visible,
+    /// until [`State::hide_marked`].
+    pub(super) fn mark_draining(
+        &mut self,
         session: SessionId,
         spec: &UnmapSpec,
     ) -> Result<DrainJob, UnmapError> {
         self.driver(session)?;
+        if let Some(marked) = self.marked(session, spec) {
+            marked.bytes_back(spec)?;
+            return Err(UnmapError::Duplicate { id: spec.id });
+        }
         let (held, bounce) = self.streaming_of(session, spec.iova, spec.id)?;
         if held.syncs > 0 {
             return Err(UnmapError::Busy {
@@ -557,13 +660,44 @@ impl State {
                 syncs: held.syncs,
             });
         }
-        let bytes_back = bounce.bytes_back(spec)?;
-        Ok(DrainJob {
+        let job = DrainJob {
             at: held.granules.start(),
             iova: spec.iova,
-            bounce: bounce.clone(),
-            bytes_back,
-        })
+            bytes_back: bounce.bytes_back(spec)?,
+            bounce: None,
+        };
+        self.held_mut(job.at).phase = Phase::Draining;
+        Ok(job)
+    }
+
+    /// The transfer of a mapping that is marked by the batch that has the lock: then, and only then,
+    /// it is draining, and its transfer is still here though nobody copies it.
+    fn marked(&self, session: SessionId, spec: &UnmapSpec) -> Option<&Bounce> {
+        let is_marked = |held: &&Held| {
+            held.phase == Phase::Draining
+                && held.syncs == 0
+                && held.visible.start() == spec.iova
+                && held.id == spec.id
+                && held.owner == Some(session)
+        };
+        self.held.get(spec.iova).filter(is_marked)?.bounce()
+    }
+
+    /// The batch was refused.
+    pub(super) fn unmark_draining(&mut self, job: DrainJob) {
+        self.held_mut(job.at).phase = Phase::Live;
+    }
+
+    /// Takes marked mappings out of sight, in one generation; their transfers go with them.
+    pub(super) fn hide_marked<'j>(&mut self, jobs: impl Iterator<Item = &'j mut DrainJob>) {
+        let mut hidden = Hidden::new(self.log.is_some());
+        for job in jobs {
+            let held = self.held_mut(job.at);
+            job.bounce = held.take_bounce();
+            let start = held.visible.start();
+            hidden.add(self.iotlb.take_reserved(start));
+        }
+        self.hid(hidden);
     }
 
     pub(super) fn check_sync(
@@ -645,18 +779,21 @@ impl State {
 
     /// Takes live mappings out of sight, in one generation.
     pub(super) fn hide_all(&mut self, keys: &[Iova]) {
-        let starts: Vec<_> = keys
-            .iter()
-            .map(|at| self.held[at].visible.start())
-            .collect();
-        let hidden = self.iotlb.remove_all(starts);
-        assert_eq!(hidden.len(), keys.len(), "what is live is visible");
+        let mut hidden = Hidden::new(self.log.is_some());
         for at in keys {
-            self.held_mut(*at).phase = Phase::Draining;
+            let held = self.held_mut(*at);
+            held.phase = Phase::Draining;
+            let start = held.visible.start();
+            hidden.add(self.iotlb.take_reserved(start));
         }
-        self.hidden += keys.len();
-        if !hidden.is_empty() {
-            self.committed(&[], &hidden, &[]);
+        self.hid(hidden);
+    }
+
+    fn hid(&mut self, hidden: Hidden) {
+        self.hidden += hidden.count;
+        if hidden.count > 0 {
+            self.iotlb.commit();
+            self.committed(&[], &hidden.removed.unwrap_or_default(), &[]);
         }
     }
 
@@ -750,6 +887,7 @@ impl State {
         let scrub = scrub || self.has_outlived_a_reset(at);
         let removed = self.iotlb.generation();
         let held = self.held_mut(at);
+        let used = held.uses();
         held.scrub = scrub;
         held.phase = Phase::Invalidating;
         let retired = Retired {
@@ -767,19 +905,10 @@ impl State {
             let granules = held.granules;
             self.leases.subtract(granules);
         }
-        let streamed = self
-            .held_mut(at)
-            .bounce()
-            .map(|bounce| HeldKind::Streamed(bounce.into()));
-        let bounce = streamed.and_then(|streamed| {
-            match std::mem::replace(&mut self.held_mut(at).kind, streamed) {
-                HeldKind::Streaming(bounce) => Some(bounce),
-                HeldKind::Streamed(_) | HeldKind::Coherent | HeldKind::Lease => None,
-            }
-        });
-        if let Some(bounce) = &bounce {
-            self.count_down(bounce.memory_id);
+        if let Some(memory) = used {
+            self.count_down(memory);
         }
+        let bounce = self.held_mut(at).take_bounce();
         self.limbo.push(retired);
         self.hidden -= 1;
         bounce
@@ -896,7 +1025,7 @@ impl State {
         if held.is_lease() && !held.is_retired() {
             self.leases.subtract(held.granules);
         }
-        if let Some(memory) = held.bounce().map(|bounce| bounce.memory_id) {
+        if let Some(memory) = held.uses() {
             self.count_down(memory);
         }
         held
@@ -1008,7 +1137,7 @@ impl State {
             let used = self
                 .held
                 .values()
-                .filter(|held| held.bounce().is_some_and(|b| b.memory_id == *id))
+                .filter(|held| held.uses() == Some(*id))
                 .count();
             assert_eq!(
                 registered.mappings, used as u64,

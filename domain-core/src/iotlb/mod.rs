@@ -298,6 +298,40 @@ impl<W: Words> Iotlb<W> {
         Ok(())
     }
 
+    /// Enters what room was made for ([`Iotlb::reserve`]) and what is free since. Readers know that
+    /// it is all there after [`Iotlb::commit`].
+    pub fn enter_reserved(&mut self, entry: Entry) {
+        let run = Run::of(&entry, self.granule);
+        debug_assert!(
+            self.check_inside(&entry).is_ok(),
+            "it leads to its own offset"
+        );
+        debug_assert!(
+            matches!(self.table.missing(Tree::Apertures, run.span), Ok(0)),
+            "granules that are held by one are visible once, and had room made"
+        );
+        self.table.fill(Tree::Apertures, run);
+        self.inside.insert(entry);
+    }
+
+    /// Hides the entry inside the apertures that starts there. Readers know that it is gone after
+    /// [`Iotlb::commit`].
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn take_reserved(&mut self, start: Iova) -> Entry {
+        let removed = self.inside.remove(start);
+        let removed = removed.expect("what is live is visible");
+        self.table
+            .clear(Tree::Apertures, Span::of(removed.range, self.granule));
+        removed
+    }
+
+    /// Ends a change of several steps: the next generation.
+    pub fn commit(&mut self) {
+        self.table.commit();
+    }
+
     /// Hides the entry that starts at `start`; `None` if there is none.
     pub fn remove(&mut self, start: Iova) -> Option<Entry> {
         let removed = self.take(start)?;

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::alloc::AllocError;
+use crate::crew::{Crew, Part};
+use crate::domain::Desk;
 
 const ALL: BatchMode = BatchMode::AllOrNothing;
 const PARTIAL: BatchMode = BatchMode::Partial;
@@ -282,5 +284,95 @@ fn a_sync_batch_whose_copy_fails_lets_go_of_every_mapping() {
     assert_eq!(table(&domain), before);
     for mapped in mapped {
         unmap(&domain, DRIVER, discarding(mapped)).unwrap();
+    }
+}
+
+#[test]
+fn what_was_taken_first_is_given_back_last() {
+    let (domain, untouched) = (domain(64, 0), domain(64, 0));
+    let buffers = [&domain, &untouched].map(|domain| Buffer::register(domain, DRIVER, 64));
+    let good = |buffer: &Buffer| [buffer.spec(0, 3 * P, Direction::ToDevice); 4];
+    let mut bad = good(&buffers[0]);
+    bad[3].offset = 64 * P;
+
+    assert_eq!(domain.map(DRIVER, &bad, ALL).unwrap_err().index, 3);
+
+    domain.check_invariants();
+    let iovas = |mapped: Vec<Mapped>| mapped.into_iter().map(|one| one.iova).collect::<Vec<_>>();
+    let corrected = iovas(map_all(&domain, &good(&buffers[0])));
+    assert_eq!(corrected, iovas(map_all(&untouched, &good(&buffers[1]))));
+}
+
+/// Parts that several threads copy at once are what one alone would have copied.
+#[test]
+fn a_crew_copies_what_one_thread_would() {
+    let domain = domain(64, 0);
+    let buffer = Buffer::register(&domain, DRIVER, 64);
+    let mut desk = Desk::default();
+    let specs: Vec<_> = (0..60)
+        .map(|page| buffer.spec(page * P + 7, P - 9, Direction::Bidirectional))
+        .collect();
+    let mapped = domain.map_at(&mut desk, DRIVER, &specs, ALL, &Threads);
+    let mapped: Vec<_> = mapped.unwrap().drain(..).map(Result::unwrap).collect();
+    for (mapped, page) in mapped.iter().zip(0..) {
+        let expected = buffer.bytes(page * P + 7, P - 9);
+        assert_eq!(seen(&domain, visible(*mapped)), expected);
+        device_writes(&domain, mapped.iova, &pattern(P - 9, page));
+    }
+    let ends: Vec<_> = mapped.iter().map(|mapped| ending(*mapped)).collect();
+    let ended = domain.unmap_at(&mut desk, DRIVER, &ends, ALL, &Threads);
+    assert!(ended.unwrap().iter().all(|bytes| matches!(bytes, Ok(4087))));
+    for page in 0..60 {
+        assert_eq!(buffer.bytes(page * P + 7, P - 9), pattern(P - 9, page));
+    }
+    domain.check_invariants();
+}
+
+/// Of a batch whose copies fail here and there nothing is left; a partial one keeps the rest.
+#[test]
+fn a_crew_that_fails_leaves_nothing_or_what_is_good() {
+    let domain = domain(64, 0);
+    let buffer = Buffer::register(&domain, DRIVER, 64);
+    let mut desk = Desk::default();
+    let good = buffer.spec(0, P, Direction::Bidirectional);
+    let mapped = map_all(&domain, &vec![good; 60]);
+    let ends: Vec<_> = mapped.iter().map(|mapped| ending(*mapped)).collect();
+    let before = table(&domain).1;
+    buffer.seal_against_writing();
+
+    let all = domain.unmap_at(&mut desk, DRIVER, &ends, ALL, &Threads);
+    assert!(matches!(all.unwrap_err().error, UnmapError::Copy { .. }));
+    assert_eq!(table(&domain).1, before);
+    let mut mixed = ends.clone();
+    mixed
+        .iter_mut()
+        .step_by(2)
+        .for_each(|end| end.skip_sync = true);
+    let some = domain.unmap_at(&mut desk, DRIVER, &mixed, PARTIAL, &Threads);
+    let some: Vec<_> = some.unwrap().iter().map(Result::is_ok).collect();
+    assert!(some.iter().step_by(2).all(|ok| *ok) && !some.iter().skip(1).step_by(2).any(|ok| *ok));
+    domain.check_invariants();
+    assert_eq!(domain.usage().streaming, 30);
+}
+
+fn map_all(domain: &Domain, specs: &[MapSpec]) -> Vec<Mapped> {
+    let mapped = domain.map(DRIVER, specs, ALL).unwrap();
+    mapped.into_iter().map(Result::unwrap).collect()
+}
+
+/// A thread for each part.
+struct Threads;
+
+impl Crew for Threads {
+    fn parts(&self, _bytes: u64) -> usize {
+        7
+    }
+
+    fn run(&self, parts: Vec<Part<'_>>) {
+        std::thread::scope(|scope| {
+            for part in parts {
+                scope.spawn(part);
+            }
+        });
     }
 }

@@ -16,6 +16,7 @@ mod reset;
 mod sessions;
 mod set_map;
 mod space;
+mod steps;
 mod streaming;
 mod transit;
 

@@ -1,35 +1,16 @@
 //! The bounce aperture is taken back (D11), also from whoever is copying.
 
+use super::steps::{copy, copy_back, draining, ended, filled, go_live, reserved, syncing};
 use super::*;
-use crate::batch::settle;
 use crate::coherent::CoherentSpec;
 use crate::domain::ResetError;
-use crate::domain::transit::{Draining, Reservation, Syncing};
 use crate::mapping::Phase;
-
-const ALL: BatchMode = BatchMode::AllOrNothing;
 
 fn fixture() -> (Domain, Buffer, MapSpec) {
     let domain = domain(8, 8);
     let buffer = Buffer::register(&domain, DRIVER, 1);
     let spec = buffer.spec(0, 100, Direction::Bidirectional);
     (domain, buffer, spec)
-}
-
-fn reserved(domain: &Domain, spec: MapSpec) -> Reservation<'_> {
-    one(settle(ALL, domain.reserve_all(DRIVER, &[spec]))).unwrap()
-}
-
-fn draining(domain: &Domain, spec: UnmapSpec) -> Draining<'_> {
-    one(domain.drain_all(DRIVER, &[spec], ALL)).unwrap()
-}
-
-fn syncing(domain: &Domain, spec: SyncSpec) -> Syncing<'_> {
-    let mut state = domain.lock();
-    let job = state.check_sync(DRIVER, &spec).unwrap();
-    state.held_mut(job.at).syncs += 1;
-    drop(state);
-    Syncing { domain, job }
 }
 
 fn forced(domain: &Domain) -> usize {
@@ -158,11 +139,9 @@ fn a_map_under_way_during_a_reset_is_refused_and_leaves_nothing() {
     for is_filled in [false, true] {
         let (domain, buffer, spec) = fixture();
         device_floods(&domain, ApertureKind::Bounce, DIRT);
-        let made = reserved(&domain, spec);
-        let made = if is_filled {
-            made.fill().unwrap()
-        } else {
-            made
+        let made = match is_filled {
+            true => filled(&domain, spec),
+            false => reserved(&domain, spec),
         };
         let in_use = ResetError::InUse {
             streaming: 1,
@@ -174,7 +153,7 @@ fn a_map_under_way_during_a_reset_is_refused_and_leaves_nothing() {
         // It is still being copied to: nobody may be given it.
         assert_eq!(domain.usage().bounce.used_bytes, P);
 
-        let refused = one(settle(ALL, domain.go_live_all(vec![Ok(made)]))).unwrap_err();
+        let refused = go_live(made).unwrap_err();
         assert!(
             matches!(refused, MapError::Denied(Denied::BounceReset)),
             "{refused}"
@@ -203,16 +182,15 @@ fn a_map_that_is_given_up_after_a_reset_leaves_zeroes() {
 fn an_unmap_under_way_during_a_reset_copies_back_and_frees_zeroed() {
     let (domain, buffer, spec) = fixture();
     let mapped = map(&domain, DRIVER, spec).unwrap();
-    let ended = draining(&domain, ending(mapped));
+    let mut unmapping = draining(&domain, ending(mapped));
     device_floods(&domain, ApertureKind::Bounce, INTRUSION);
 
     assert_eq!(forced(&domain), 1);
     assert_eq!(domain.usage().bounce.used_bytes, P);
     assert_eq!(seen(&domain, visible(mapped)), vec![INTRUSION; 100]);
 
-    let copied = ended.copy_back().unwrap();
-    let answers = domain.end_all(DRIVER, vec![Ok(copied)]);
-    assert!(matches!(answers[..], [Ok(100)]));
+    copy_back(&mut unmapping).unwrap();
+    assert_eq!(ended(&domain, unmapping), 100);
     assert_eq!(buffer.bytes(0, 100), vec![INTRUSION; 100]);
     assert_nothing_streams(&domain);
 }
@@ -221,12 +199,13 @@ fn an_unmap_under_way_during_a_reset_copies_back_and_frees_zeroed() {
 fn an_unmap_whose_copy_back_fails_after_a_reset_frees() {
     let (domain, buffer, spec) = fixture();
     let mapped = map(&domain, DRIVER, spec).unwrap();
-    let ended = draining(&domain, ending(mapped));
+    let mut unmapping = draining(&domain, ending(mapped));
     buffer.seal_against_writing();
 
     forced(&domain);
 
-    assert!(ended.copy_back().is_err());
+    assert!(copy_back(&mut unmapping).is_err());
+    drop(unmapping);
     assert_nothing_streams(&domain);
     assert!(missing(&unmap(&domain, DRIVER, ending(mapped))));
 }
@@ -237,7 +216,7 @@ fn a_sync_under_way_during_a_reset_keeps_its_granules_until_it_ends() {
         let (domain, _buffer, spec) = fixture();
         let mapped = map(&domain, DRIVER, spec).unwrap();
         let whole = part(mapped, 0, 100, target);
-        let (one, another) = (syncing(&domain, whole), syncing(&domain, whole));
+        let (one, mut another) = (syncing(&domain, whole), syncing(&domain, whole));
 
         assert_eq!(forced(&domain), 1);
 
@@ -252,7 +231,7 @@ fn a_sync_under_way_during_a_reset_keeps_its_granules_until_it_ends() {
         drop(one);
         domain.check_invariants();
         assert_eq!(domain.usage().bounce.used_bytes, P);
-        another.copy().unwrap();
+        copy(&mut another);
         drop(another);
         assert_nothing_streams(&domain);
     }
@@ -264,7 +243,7 @@ fn a_session_that_leaves_after_a_reset_in_its_call_leaves_nothing() {
     let stays = Buffer::register(&domain, OTHER, 1);
     let mapped = map(&domain, DRIVER, spec).unwrap();
     let unmapping = draining(&domain, ending(mapped));
-    let mapping = reserved(&domain, spec).fill().unwrap();
+    let mapping = filled(&domain, spec);
     let synced = map(&domain, DRIVER, spec).unwrap();
     let syncing = syncing(&domain, part(synced, 0, 9, SyncTarget::ForCpu));
 
@@ -275,7 +254,7 @@ fn a_session_that_leaves_after_a_reset_in_its_call_leaves_nothing() {
 
     drop(unmapping);
     drop(syncing);
-    let _ = domain.go_live_all(vec![Ok(mapping)]);
+    let _ = go_live(mapping);
     assert_nothing_streams(&domain);
     assert_eq!(domain.memories(stays.id, 1)[0].mappings, 0);
 }

@@ -366,8 +366,7 @@ fn a_new_table_disturbs_neither_what_streams_nor_what_is_coherent() {
     device_writes(&at.domain, mapped.iova, &pattern(5000, 2));
     device_writes(&at.domain, made.iova(), &pattern(100, 3));
     // One more is on its way.
-    let mut reserved = at.domain.reserve_all(DRIVER, &[spec]);
-    let reserved = reserved.remove(0).unwrap().fill().unwrap();
+    let filled = steps::filled(&at.domain, spec);
 
     for table in [&at.five[..2], &[], &at.five[3..]] {
         at.set(table).unwrap();
@@ -376,7 +375,7 @@ fn a_new_table_disturbs_neither_what_streams_nor_what_is_coherent() {
     }
 
     assert_eq!(seen(&at.domain, made.range), pattern(100, 3));
-    let live = at.domain.go_live_all(vec![Ok(reserved)]).remove(0).unwrap();
+    let live = steps::go_live(filled).unwrap();
     unmap(&at.domain, DRIVER, discarding(live)).unwrap();
     unmap(&at.domain, DRIVER, ending(mapped)).unwrap();
     assert_eq!(at.buffer.bytes(0, 5000), pattern(5000, 2));

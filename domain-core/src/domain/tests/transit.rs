@@ -6,35 +6,17 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
+use super::steps::{copy, copy_back, draining, ended, filled, go_live, reserved, syncing};
 use super::*;
-use crate::batch::settle;
 use crate::coherent::CoherentSpec;
+use crate::crew::Alone;
 use crate::domain::InUse;
-use crate::domain::transit::{Draining, Reservation, Syncing};
+use crate::domain::transit::{Making, Reservation};
 use crate::iotlb::{Iotlb, RegionWords};
 use crate::mapping::{MappingFilter, Phase};
 use crate::memory::UnregisterError;
 
 const ALL: BatchMode = BatchMode::AllOrNothing;
-
-/// A map of one entry that has taken its iovas and copied nothing yet.
-fn reserved(domain: &Domain, spec: MapSpec) -> Reservation<'_> {
-    one(settle(ALL, domain.reserve_all(DRIVER, &[spec]))).unwrap()
-}
-
-/// An unmap of one entry that is hidden and has copied nothing yet.
-fn draining(domain: &Domain, spec: UnmapSpec) -> Draining<'_> {
-    one(domain.drain_all(DRIVER, &[spec], ALL)).unwrap()
-}
-
-/// A sync that has been let in and has copied nothing yet.
-fn syncing(domain: &Domain, spec: SyncSpec) -> Syncing<'_> {
-    let mut state = domain.lock();
-    let job = state.check_sync(DRIVER, &spec).unwrap();
-    state.held_mut(job.at).syncs += 1;
-    drop(state);
-    Syncing { domain, job }
-}
 
 fn phases(domain: &Domain) -> Vec<Phase> {
     let listed = domain.mappings(MappingFilter::default(), Iova::new(0), 9);
@@ -61,8 +43,8 @@ fn fixture() -> (Domain, Buffer, MapSpec) {
 #[test]
 fn a_mapping_that_is_being_made_is_counted_but_absent() {
     let (domain, buffer, spec) = fixture();
-    let made = reserved(&domain, spec);
-    let mapped = made.mapped();
+    let mut made = reserved(&domain, spec);
+    let mapped = made.first().mapped();
 
     assert_eq!(domain.lookup(visible(mapped)), None);
     assert!(unmap(&domain, DRIVER, discarding(mapped)).is_err());
@@ -137,16 +119,14 @@ fn a_mapping_that_is_being_synced_cannot_be_ended_and_says_so() {
 fn a_fill_that_fails_gives_everything_back_zeroed() {
     let (domain, buffer, spec) = fixture();
     let before = table(&domain);
-    let mut made = domain.reserve_all(DRIVER, &[spec, spec]);
+    let mut made = Making::reserve(&domain, DRIVER, &[spec, spec], ALL, Vec::new()).unwrap();
     // As if the file ended where the buffer begins.
-    let job = &mut made[1].as_mut().unwrap().job;
+    let job = &mut made.nth(1).job;
     job.bounce.as_mut().unwrap().file_offset = P;
     let granules = job.granules;
 
-    let filled = made
-        .into_iter()
-        .map(|entry| entry.and_then(Reservation::fill));
-    let refused = settle(ALL, filled.collect()).err().unwrap();
+    let refused = made.fill(ALL, &Alone).unwrap_err();
+    drop(made);
 
     assert_eq!(refused.index, 1);
     assert!(
@@ -169,8 +149,8 @@ fn a_fill_that_fails_gives_everything_back_zeroed() {
 #[test]
 fn a_session_that_leaves_during_its_map_gets_nothing_and_leaves_nothing() {
     let (domain, _buffer, spec) = fixture();
-    let made = reserved(&domain, spec).fill().unwrap();
-    let granules = made.job.granules;
+    let mut made = filled(&domain, spec);
+    let granules = made.first().job.granules;
 
     domain.leave(DRIVER);
     domain.check_invariants();
@@ -179,7 +159,7 @@ fn a_session_that_leaves_during_its_map_gets_nothing_and_leaves_nothing() {
     let elsewhere = map(&domain, OTHER, other.spec(0, 1, Direction::ToDevice)).unwrap();
     assert!(!granules.overlaps(visible(elsewhere)));
 
-    let refused = one(settle(ALL, domain.go_live_all(vec![Ok(made)]))).unwrap_err();
+    let refused = go_live(made).unwrap_err();
     assert!(
         matches!(
             refused,
@@ -212,7 +192,7 @@ fn a_session_that_leaves_during_its_unmap_is_gone_whether_the_copy_succeeds_or_n
     for succeeds in [true, false] {
         let (domain, _buffer, spec) = fixture();
         let mapped = map(&domain, DRIVER, spec).unwrap();
-        let ended = draining(&domain, ending(mapped));
+        let mut ending = draining(&domain, ending(mapped));
 
         domain.leave(DRIVER);
         domain.check_invariants();
@@ -220,10 +200,10 @@ fn a_session_that_leaves_during_its_unmap_is_gone_whether_the_copy_succeeds_or_n
         assert_eq!(domain.usage().bounce.used_bytes, P);
 
         if succeeds {
-            let copied = ended.copy_back().unwrap();
-            domain.retire(&[copied.end()], None, |_| true);
+            copy_back(&mut ending).unwrap();
+            ended(&domain, ending);
         } else {
-            drop(ended);
+            drop(ending);
         }
         assert_nothing_is_held(&domain);
     }
@@ -234,7 +214,7 @@ fn a_session_that_leaves_during_its_syncs_is_gone_with_the_last_of_them() {
     let (domain, _buffer, spec) = fixture();
     let mapped = map(&domain, DRIVER, spec).unwrap();
     let whole = part(mapped, 0, 100, SyncTarget::ForCpu);
-    let (one, another) = (syncing(&domain, whole), syncing(&domain, whole));
+    let (one, mut another) = (syncing(&domain, whole), syncing(&domain, whole));
     device_floods(&domain, ApertureKind::Bounce, INTRUSION);
 
     domain.leave(DRIVER);
@@ -243,7 +223,7 @@ fn a_session_that_leaves_during_its_syncs_is_gone_with_the_last_of_them() {
     domain.check_invariants();
     assert_eq!(domain.usage().bounce.used_bytes, P);
 
-    another.copy().unwrap();
+    copy(&mut another);
     drop(another);
     assert_nothing_is_held(&domain);
     assert_eq!(seen(&domain, visible(mapped)), vec![0; 100]);
@@ -257,12 +237,12 @@ fn memory_of_a_session_that_left_stays_open_for_the_copy_and_no_longer() {
     let id = domain.register(DRIVER, memory, false).unwrap();
     let spec = MapSpec::new(id, 0, 100, Direction::Bidirectional);
     let mapped = map(&domain, DRIVER, spec).unwrap();
-    let copying = syncing(&domain, part(mapped, 0, 100, SyncTarget::ForCpu));
+    let mut copying = syncing(&domain, part(mapped, 0, 100, SyncTarget::ForCpu));
 
     domain.leave(DRIVER);
     assert_eq!(domain.usage().memories, 0);
     assert_eq!(open_fds("copy-keeps-open"), 1);
-    copying.copy().unwrap();
+    copy(&mut copying);
 
     drop(copying);
     assert_eq!(open_fds("copy-keeps-open"), 0);
@@ -271,10 +251,10 @@ fn memory_of_a_session_that_left_stays_open_for_the_copy_and_no_longer() {
 #[test]
 fn a_forced_close_during_a_map_leaves_nothing_once_the_session_has_left() {
     let (domain, _buffer, spec) = fixture();
-    let made = reserved(&domain, spec).fill().unwrap();
+    let made = filled(&domain, spec);
     domain.close(Close::Force).unwrap();
 
-    let _ = domain.go_live_all(vec![Ok(made)]);
+    let _ = go_live(made);
     domain.check_invariants();
     domain.leave(DRIVER);
 
@@ -331,11 +311,11 @@ fn break_a_promise(domain: &Domain, live: Mapped) {
 fn what_a_session_leaves_behind_during_its_unmap_is_zeroed() {
     let (domain, _buffer, spec) = fixture();
     let mapped = map(&domain, DRIVER, spec).unwrap();
-    let ended = draining(&domain, discarding(mapped));
+    let unmapping = draining(&domain, discarding(mapped));
     device_writes(&domain, mapped.iova, &[0xa5; 100]);
 
     domain.leave(DRIVER);
-    domain.end_all(DRIVER, vec![Ok(ended)]);
+    ended(&domain, unmapping);
 
     assert_eq!(seen(&domain, visible(mapped)), [0; 100]);
     assert_nothing_is_held(&domain);

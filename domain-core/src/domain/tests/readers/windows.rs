@@ -3,27 +3,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
-use crate::batch::settle;
-use crate::domain::transit::{Draining, Reservation};
-
-const ALL: BatchMode = BatchMode::AllOrNothing;
+use crate::domain::tests::steps;
+use crate::domain::tests::steps::reserved;
+use crate::domain::transit::Draining;
 
 /// An unmap that is hidden and has copied nothing yet.
 fn draining(domain: &Domain, mapped: Mapped) -> Draining<'_> {
-    one(domain.drain_all(DRIVER, &[ending(mapped)], ALL)).unwrap()
+    steps::draining(domain, ending(mapped))
 }
 
 /// The last step of such an unmap.
 fn ended(domain: &Domain, draining: Draining<'_>) {
-    domain
-        .end_all(DRIVER, vec![Ok(draining)])
-        .remove(0)
-        .unwrap();
+    steps::ended(domain, draining);
     domain.check_invariants();
-}
-
-fn reserved(domain: &Domain, spec: MapSpec) -> Reservation<'_> {
-    one(settle(ALL, domain.reserve_all(DRIVER, &[spec]))).unwrap()
 }
 
 /// It was seen before it was hidden, and that does not end by its coming back.
@@ -108,11 +100,11 @@ fn a_mapping_that_goes_live_after_a_fence_is_out_of_the_ghosts_reach() {
     let domain = served();
     join_by_frames(&domain, FIRST);
     let buffer = Buffer::register(&domain, DRIVER, 1);
-    let mut made = reserved(&domain, buffer.spec(0, 1, Direction::ToDevice));
+    let made = reserved(&domain, buffer.spec(0, 1, Direction::ToDevice));
     fence(&domain, FIRST);
-    made.go_live(&mut domain.lock()).unwrap();
+    let mapped = steps::go_live(made).unwrap();
 
-    end(&domain, made.mapped());
+    end(&domain, mapped);
 
     assert_all_is_free(&domain);
 }
@@ -127,7 +119,7 @@ fn what_a_fenced_driver_was_copying_back_waits_when_the_copy_is_over() {
     let buffer = Buffer::register(&domain, OTHER, 1);
     let spec = buffer.spec(0, P, Direction::Bidirectional);
     let mapped = map(&domain, OTHER, spec).unwrap();
-    let copying = one(domain.drain_all(OTHER, &[ending(mapped)], ALL)).unwrap();
+    let copying = steps::draining_by(&domain, OTHER, ending(mapped));
     fence(&domain, OTHER);
 
     drop(copying);
