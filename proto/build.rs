@@ -19,8 +19,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(PROTOS, ["."])?;
     let encoded = descriptors.encode_to_vec();
     fs::write(out.join("descriptors.bin"), &encoded)?;
+    // The codec that the generated code uses: with it the messages of a
+    // pipeline are used again.
     tonic_prost_build::configure()
         .btree_map(".")
+        .codec_path("crate::codec::MessageCodec")
         .compile_fds(descriptors)?;
     // Zeros are written, too: `.usage.sessions` shall not be absent for scripts.
     pbjson_build::Builder::new()

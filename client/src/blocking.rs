@@ -21,7 +21,7 @@ use domain_core::memory::MemoryId;
 use domain_core::perm::Perm;
 use domain_core::region::Access;
 use domain_core::session::Role;
-use domain_core::streaming::{MapSpec, UnmapSpec};
+use domain_core::streaming::{MapSpec, SyncSpec, UnmapSpec};
 use domaind_proto::names::DomainId;
 use domaind_proto::paths::RuntimeDir;
 use tokio::runtime::{Builder, Runtime};
@@ -33,6 +33,7 @@ use crate::direct::SetMapOptions;
 use crate::error::{Ended, Error, Kept};
 use crate::memory::Memory;
 use crate::pin::Pin;
+use crate::pipeline::{Answer, PipelineOptions};
 use crate::pool::{self, PoolOptions, Refused, Way};
 use crate::watch::DomainEvent;
 
@@ -85,6 +86,13 @@ pub struct Lease {
 #[derive(Clone, Debug)]
 pub struct Pool {
     inner: pool::Pool,
+    runtime: Arc<Runtime>,
+}
+
+/// See [`crate::Pipeline`].
+#[derive(Debug)]
+pub struct Pipeline {
+    inner: crate::Pipeline,
     runtime: Arc<Runtime>,
 }
 
@@ -282,6 +290,15 @@ impl Session {
     pub fn pool(&self, options: PoolOptions) -> Result<Pool, Error> {
         let inner = self.runtime.block_on(self.inner.pool(options))?;
         Ok(with_runtime!(Pool, inner, &self.runtime))
+    }
+
+    /// See [`crate::Session::pipeline`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pipeline(&self, options: PipelineOptions) -> Result<Pipeline, Error> {
+        let inner = self.runtime.block_on(self.inner.pipeline(options))?;
+        Ok(with_runtime!(Pipeline, inner, &self.runtime))
     }
 
     /// See [`crate::Session::free_coherent`].
@@ -525,6 +542,48 @@ impl Lease {
             guard: with_runtime!(Lease, kept.guard, &runtime),
             error: kept.error,
         })
+    }
+}
+
+impl Pipeline {
+    /// See [`crate::Pipeline::map`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn map(&mut self, specs: &[MapSpec], mode: BatchMode) -> Result<(), Error> {
+        self.inner.map(specs, mode)
+    }
+
+    /// See [`crate::Pipeline::unmap`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unmap(&mut self, specs: &[UnmapSpec], mode: BatchMode) -> Result<(), Error> {
+        self.inner.unmap(specs, mode)
+    }
+
+    /// See [`crate::Pipeline::sync`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sync(&mut self, specs: &[SyncSpec], mode: BatchMode) -> Result<(), Error> {
+        self.inner.sync(specs, mode)
+    }
+
+    /// See [`crate::Pipeline::next`].
+    ///
+    /// # Errors
+    /// As there.
+    // It is no iterator: an answer is borrowed until the next one.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Answer<'_>>, Error> {
+        self.runtime.block_on(self.inner.next())
+    }
+
+    /// See [`crate::Pipeline::in_flight`].
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.inner.in_flight()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use domain_core::addr::{Iova, IovaRange, RangeError};
 use domain_core::iotlb::{HeaderError, PageError};
 use domain_core::region::{MapError, RegionError};
-use domaind_proto::convert::Malformed;
+use domaind_proto::convert::{AnswerMismatch, Malformed};
 use domaind_proto::frame::FrameError;
 use domaind_proto::names::NameError;
 use domaind_proto::v1;
@@ -78,6 +78,13 @@ pub enum Error {
         #[source]
         cause: RegionError,
     },
+    /// Read an answer of the [`Pipeline`](crate::Pipeline) first.
+    #[error("{in_flight} batches of the pipeline are not answered yet")]
+    PipelineFull { in_flight: usize },
+    /// Nobody reads its answers any more, or it has failed; then reading them has
+    /// said why.
+    #[error("the pipeline has ended")]
+    PipelineClosed,
     /// Only from [`blocking`](crate::blocking).
     #[error("start a runtime")]
     Runtime(#[source] io::Error),
@@ -103,6 +110,8 @@ impl Error {
             | Error::Opened { .. }
             | Error::Pinned { .. }
             | Error::Buffer { .. }
+            | Error::PipelineFull { .. }
+            | Error::PipelineClosed
             | Error::Runtime(_) => None,
         }
     }
@@ -212,6 +221,8 @@ pub enum ProtocolError {
     Pieces { range: IovaRange },
     #[error("{number} entries of a table")]
     Count { number: u64 },
+    #[error("its answer to a batch of a pipeline")]
+    Batch(#[from] AnswerMismatch),
     #[error("a message")]
     Malformed(#[from] Malformed),
 }

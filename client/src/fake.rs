@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::os::fd::{AsFd, OwnedFd};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket
 use tempfile::TempDir;
 use tokio::net::UnixListener;
 use tokio::task::JoinHandle;
-use tonic::codegen::tokio_stream;
+use tonic::codegen::tokio_stream::{self, Stream, StreamExt};
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status};
 
@@ -388,7 +389,28 @@ pub(crate) struct Calls {
     pub(crate) watched: Mutex<Vec<v1::WatchDomainRequest>>,
     /// What it says, before the domain is deleted.
     pub(crate) watch: Mutex<Vec<v1::WatchDomainResponse>>,
+    /// What Pipeline was asked, and what it says.
+    pub(crate) batches: Arc<Batches>,
     next_id: Mutex<u64>,
+}
+
+pub(crate) type PipelineAnswer = Result<v1::PipelineResponse, Status>;
+
+/// Batches of all pipelines.
+#[derive(Debug, Default)]
+pub(crate) struct Batches {
+    pub(crate) asked: Mutex<Vec<v1::PipelineRequest>>,
+    /// What each is answered, right or wrong; when there is no more, that the
+    /// daemon stops.
+    pub(crate) answers: Mutex<VecDeque<v1::PipelineResponse>>,
+}
+
+impl Batches {
+    fn next(&self, asked: v1::PipelineRequest) -> PipelineAnswer {
+        self.asked.lock().unwrap().push(asked);
+        let answer = self.answers.lock().unwrap().pop_front();
+        answer.ok_or_else(|| Status::unavailable("the fake stops"))
+    }
 }
 
 impl Calls {
@@ -482,6 +504,17 @@ impl MappingService for Calls {
         _: Request<v1::SyncRequest>,
     ) -> Result<Response<v1::SyncResponse>, Status> {
         Err(Status::unimplemented("not in the fake"))
+    }
+
+    type PipelineStream = Pin<Box<dyn Stream<Item = PipelineAnswer> + Send>>;
+
+    async fn pipeline(
+        &self,
+        request: Request<tonic::Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        let script = Arc::clone(&self.batches);
+        let answers = request.into_inner().map(move |asked| script.next(asked?));
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn lease(

@@ -79,6 +79,7 @@ mod opened;
 mod owner;
 mod pin;
 mod pins;
+mod pipeline;
 pub mod pool;
 mod session;
 #[allow(dead_code)]
@@ -99,6 +100,10 @@ pub use mapping::Mapping;
 pub use memory::Memory;
 pub use owner::Owner;
 pub use pin::{MappedPiece, Pieces, Pin, PinError};
+pub use pipeline::{
+    Answer, MappedBatch, Pipeline, PipelineOptions, PipelineReceiver, PipelineSender, SyncedBatch,
+    UnmappedBatch,
+};
 pub use session::Session;
 pub use watch::{DomainChange, DomainEvent, DomainSnapshot, DomainStatus, DomainWatch, WaitedFor};
 
@@ -118,7 +123,7 @@ pub use domain_core::region::{
     SharedU64Mut, WaitOutcome, driver_memfd,
 };
 pub use domain_core::session::{Role, SessionId};
-pub use domain_core::streaming::{MapSpec, UnmapSpec};
+pub use domain_core::streaming::{MapSpec, Mapped, SyncSpec, SyncTarget, UnmapSpec};
 pub use domaind_proto::names::{DomainId, NameError};
 pub use domaind_proto::paths::{RuntimeDir, RuntimeDirError};
 pub use domaind_proto::v1;

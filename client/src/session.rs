@@ -275,7 +275,7 @@ impl Session {
 
     /// Runs a task where the session was attached.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.inner.runtime.spawn(task);
+        self.inner.spawn(task);
     }
 
     /// `None` where there is nobody left who could use the range again.
@@ -328,6 +328,11 @@ impl Inner {
         joined(self.runtime.spawn_blocking(work)).await
     }
 
+    /// Runs a task where the session was attached.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
     /// Waits for a call of this session, but not past the session's end.
     pub(crate) async fn call<T>(
         &self,
@@ -370,7 +375,7 @@ impl Inner {
     }
 
     /// The end of a session explains the failure of its calls.
-    fn is_ended_or(&self, error: Error) -> Error {
+    pub(crate) fn is_ended_or(&self, error: Error) -> Error {
         self.connection.is_ended().map_or(error, Error::Ended)
     }
 }

@@ -91,6 +91,12 @@ pub const WATCH_ITEMS: usize = 16_384;
 pub const WATCHERS_PER_USER: usize = 64;
 /// Watchers that come through one door at a time: users leave room for the operator.
 pub const WATCHERS: usize = 1024;
+/// Pipelines that one session may have open at a time: one for each of a few
+/// threads, which beyond that would only wait for the domain's lock.
+pub const PIPELINES_PER_SESSION: usize = 4;
+/// Pipelines of all sessions of one user. Each holds a batch as it was sent, and
+/// as the core takes it: some 300 KiB together.
+pub const PIPELINES_PER_USER: usize = 256;
 /// Bytes of a domain's id.
 pub const DOMAIN_ID_BYTES: usize = 63;
 

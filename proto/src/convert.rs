@@ -1,6 +1,7 @@
 //! The only conversion between wire and core types. Raw integers stop here.
 
 mod direct;
+mod pipeline;
 mod settings;
 
 use domain_core::addr::{Granule, Iova, IovaRange, RangeError};
@@ -22,6 +23,7 @@ use domain_core::session::{Role, SessionId};
 use domain_core::streaming::{MapSpec, Mapped, SyncSpec, SyncTarget, UnmapSpec};
 
 pub use self::direct::{batch_ranges, direct_mapping, direct_mappings, direct_spec, table_size};
+pub use self::pipeline::{AnswerMismatch, Piped, PipelineBatch, check_answer, pipeline_batch};
 pub use self::settings::{change, settings};
 use crate::names::session_name;
 use crate::v1;
@@ -71,6 +73,16 @@ pub enum Malformed {
     },
     #[error("a request_id of {bytes} bytes; it has at most {REQUEST_ID_BYTES}")]
     RequestId { bytes: usize },
+    #[error(
+        "{values} values of {column} in a batch of {entries} entries; it has as many, or one for all, or none"
+    )]
+    ColumnLength {
+        column: &'static str,
+        values: usize,
+        entries: usize,
+    },
+    #[error("{values} values of {column}, which the operation does not have")]
+    ForeignColumn { column: &'static str, values: usize },
     #[error("a page token that this service did not make")]
     PageToken { token: String },
 }
@@ -242,27 +254,32 @@ pub fn unmap_spec(entry: &v1::UnmapEntry) -> UnmapSpec {
     }
 }
 
+/// Which way a sync copies; it must be one.
+///
+/// # Errors
+/// [`Malformed`] for a target that does not exist.
+fn sync_target(value: i32) -> Result<SyncTarget, Malformed> {
+    match v1::SyncTarget::try_from(value) {
+        Ok(v1::SyncTarget::ForCpu) => Ok(SyncTarget::ForCpu),
+        Ok(v1::SyncTarget::ForDevice) => Ok(SyncTarget::ForDevice),
+        Ok(v1::SyncTarget::Unspecified) | Err(_) => Err(Malformed::UnknownValue {
+            field: "target",
+            value,
+        }),
+    }
+}
+
 /// One part to sync.
 ///
 /// # Errors
 /// [`Malformed`] for a target that does not exist.
 pub fn sync_spec(entry: &v1::SyncEntry) -> Result<SyncSpec, Malformed> {
-    let target = match v1::SyncTarget::try_from(entry.target) {
-        Ok(v1::SyncTarget::ForCpu) => SyncTarget::ForCpu,
-        Ok(v1::SyncTarget::ForDevice) => SyncTarget::ForDevice,
-        Ok(v1::SyncTarget::Unspecified) | Err(_) => {
-            return Err(Malformed::UnknownValue {
-                field: "target",
-                value: entry.target,
-            });
-        }
-    };
     Ok(SyncSpec {
         iova: Iova::new(entry.iova),
         id: MappingId::new(entry.mapping_id),
         offset: entry.offset,
         len_bytes: entry.len_bytes,
-        target,
+        target: sync_target(entry.target)?,
     })
 }
 
@@ -511,16 +528,21 @@ impl From<&UnmapSpec> for v1::UnmapEntry {
 
 impl From<&SyncSpec> for v1::SyncEntry {
     fn from(spec: &SyncSpec) -> v1::SyncEntry {
-        let target = match spec.target {
-            SyncTarget::ForCpu => v1::SyncTarget::ForCpu,
-            SyncTarget::ForDevice => v1::SyncTarget::ForDevice,
-        };
         v1::SyncEntry {
             iova: spec.iova.get(),
             mapping_id: spec.id.get(),
             offset: spec.offset,
             len_bytes: spec.len_bytes,
-            target: target.into(),
+            target: v1::SyncTarget::from(spec.target).into(),
+        }
+    }
+}
+
+impl From<SyncTarget> for v1::SyncTarget {
+    fn from(target: SyncTarget) -> v1::SyncTarget {
+        match target {
+            SyncTarget::ForCpu => v1::SyncTarget::ForCpu,
+            SyncTarget::ForDevice => v1::SyncTarget::ForDevice,
         }
     }
 }

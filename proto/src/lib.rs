@@ -2,6 +2,7 @@
 //! only conversion between them and `domain-core`, the one table of errors,
 //! the frames of the fd socket, and where the sockets are.
 
+pub mod codec;
 pub mod convert;
 pub mod frame;
 pub mod names;

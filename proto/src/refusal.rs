@@ -209,6 +209,18 @@ impl From<Malformed> for Refusal {
                 .with("quota", quota)
                 .with("asked", asked)
                 .with("most", most),
+            Malformed::ColumnLength {
+                column,
+                values,
+                entries,
+            } => malformed()
+                .with("column", column)
+                .with("values", values)
+                .with("entries", entries),
+            Malformed::ForeignColumn { column, values } => malformed()
+                .with("column", column)
+                .with("values", values)
+                .with("most", 0),
             Malformed::PageToken { token } => malformed().with("page_token", token),
         }
     }

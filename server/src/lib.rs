@@ -14,7 +14,7 @@
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
 //! | `hosted` | one domain with its owner and its share of the budget |
-//! | `watchers` | watchers of domains, counted per user |
+//! | `streams` | watchers of domains and pipelines of sessions, counted |
 //! | `live` | one attached session: its secret, its peer, its end |
 //! | `reader` | a session as its domain has to wait for it |
 //! | `settle` | waiting until nobody can still use what was removed |
@@ -49,7 +49,7 @@ mod rights;
 mod settle;
 mod signal;
 mod sockets;
-mod watchers;
+mod streams;
 
 pub use config::Config;
 pub use daemon::Daemon;

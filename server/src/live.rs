@@ -94,12 +94,13 @@ impl Live {
     }
 }
 
-/// The end of a session that somebody else brings about: said once, heard by
-/// the task that serves its connection.
-#[derive(Debug, Default)]
+/// The end of a session: said once, heard by the task that serves its connection
+/// and by its pipelines. Clones are the same end, for whoever must not keep the
+/// session.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct End {
     /// The first reason stands.
-    reason: OnceLock<v1::EndReason>,
+    reason: Arc<OnceLock<v1::EndReason>>,
     called: CancellationToken,
 }
 
@@ -109,7 +110,7 @@ impl End {
         self.called.cancel();
     }
 
-    /// Waits until somebody ends the session. Cancelling leaves nothing behind.
+    /// Waits until the session ends. Cancelling leaves nothing behind.
     pub(crate) async fn called(&self) -> v1::EndReason {
         self.called.cancelled().await;
         self.reason.get().copied().unwrap_or_default()

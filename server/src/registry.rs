@@ -27,7 +27,7 @@ use crate::peer::Peer;
 use crate::reader::SessionReader;
 use crate::replay::Users;
 use crate::signal::Signal;
-use crate::watchers::Watchers;
+use crate::streams::{Pipelines, Watchers};
 
 /// Through which door somebody came, which is part of who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,6 +65,8 @@ pub(crate) struct Registry {
     pub(crate) users: Users,
     /// Who watches domains.
     pub(crate) watchers: Watchers,
+    /// Which sessions have pipelines.
+    pub(crate) pipelines: Pipelines,
     /// What every domain's memory is overwritten with.
     scrub_with: ScrubWith,
 }
@@ -164,6 +166,7 @@ impl Registry {
             next_session: AtomicU64::new(1),
             users: Users::default(),
             watchers: Watchers::default(),
+            pipelines: Pipelines::default(),
             scrub_with,
         }
     }

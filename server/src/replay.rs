@@ -76,7 +76,7 @@ macro_rules! repeatable {
 // Every request that changes something.
 repeatable! {
     CreateDomainRequest, UpdateDomainRequest, DeleteDomainRequest,
-    MapRequest, UnmapRequest, SyncRequest, LeaseRequest, ReleaseRequest,
+    MapRequest, UnmapRequest, SyncRequest, PipelineRequest, LeaseRequest, ReleaseRequest,
     AllocCoherentRequest, FreeCoherentRequest, MapDirectRequest, UnmapDirectRequest, SetMapRequest, SetMapHeader, ClearMapRequest,
     ResetBounceRequest,
     EvictSessionRequest,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
-use crate::direct::range;
+use crate::direct::{range, stream};
 use crate::node::name;
 use crate::raw::with_token;
 use crate::refusal::{Refused, answer};
@@ -103,6 +103,7 @@ pub async fn mapping_calls(channel: Channel, token: Option<&str>) -> Vec<Verdict
         one("Map", calls.map(signed(map, token)).await),
         one("Unmap", calls.unmap(signed(unmap, token)).await),
         one("Sync", calls.sync(signed(sync, token)).await),
+        one("Pipeline", calls.pipeline(signed(stream().1, token)).await),
         one(
             "AllocCoherent",
             calls.alloc_coherent(signed(alloc, token)).await,

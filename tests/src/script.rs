@@ -47,6 +47,12 @@ pub enum Ask {
         id: u64,
         written: Option<u64>,
     },
+    /// Map and unmap so many at a time through a pipeline, without end.
+    Pipe {
+        memory: u64,
+        len: u64,
+        entries: usize,
+    },
     /// Lease -> `{iova, id}`.
     Lease { len: u64 },
     /// Allocate -> `{iova, id}`.

@@ -136,6 +136,6 @@ pub(super) fn reset(
     })
 }
 
-fn total(lengths: impl Iterator<Item = u64>) -> u64 {
+pub(super) fn total(lengths: impl Iterator<Item = u64>) -> u64 {
     lengths.fold(0, u64::saturating_add)
 }

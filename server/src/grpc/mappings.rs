@@ -1,17 +1,19 @@
 //! `MappingService`: for each RPC who calls, and whether it was answered
-//! before. What it does stands in [`bounced`], [`direct`], [`table`] and
-//! [`translation`].
+//! before. What it does stands in [`bounced`], [`pipeline`], [`direct`], [`table`]
+//! and [`translation`].
 
 use std::sync::Arc;
 
 use domain_core::direct::Actor;
 use domaind_proto::v1::mapping_service_server::MappingService;
-use domaind_proto::v1::{self, ErrorReason, Refusal};
+use domaind_proto::v1::{self, Refusal};
 use domaind_proto::{Message, convert};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::{Agent, session};
-use super::{bounced, direct, table, translation};
+use super::pipeline::{self, Pipeline};
+use super::{bounced, direct, room, table, translation};
 use crate::config::Policy;
 use crate::hosted::Hosted;
 use crate::live::Live;
@@ -26,6 +28,7 @@ pub(crate) struct Mappings {
     pub(crate) registry: Arc<Registry>,
     pub(crate) policy: Policy,
     pub(crate) queues: Queues,
+    pub(crate) stop: CancellationToken,
 }
 
 /// Where calls wait that would be too much together.
@@ -41,7 +44,7 @@ type Answered<R> = Result<Response<R>, Status>;
 impl MappingService for Mappings {
     async fn map(&self, request: Request<v1::MapRequest>) -> Answered<v1::MapResponse> {
         let (session, request, turn) = self.for_session(request).await?;
-        finding_room(&session, &request, turn, bounced::map).await
+        answer(room::finding(&session, &request, turn, bounced::map).await)
     }
 
     async fn unmap(&self, request: Request<v1::UnmapRequest>) -> Answered<v1::UnmapResponse> {
@@ -54,9 +57,22 @@ impl MappingService for Mappings {
         answer(turn.take(|| bounced::sync(&session, request)))
     }
 
+    type PipelineStream = Pipeline<Streaming<v1::PipelineRequest>>;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Answered<Self::PipelineStream> {
+        let session = session(&request, &self.registry, &self.policy)?;
+        let open = pipeline::admit(&session, &self.registry)?;
+        let requests = request.into_inner();
+        let stop = self.stop.clone();
+        answer(Ok(Pipeline::new(&session, requests, open, stop)))
+    }
+
     async fn lease(&self, request: Request<v1::LeaseRequest>) -> Answered<v1::LeaseResponse> {
         let (session, request, turn) = self.for_session(request).await?;
-        finding_room(&session, &request, turn, bounced::lease).await
+        answer(room::finding(&session, &request, turn, bounced::lease).await)
     }
 
     async fn release(&self, request: Request<v1::ReleaseRequest>) -> Answered<v1::ReleaseResponse> {
@@ -71,7 +87,7 @@ impl MappingService for Mappings {
         request: Request<v1::AllocCoherentRequest>,
     ) -> Answered<v1::AllocCoherentResponse> {
         let (session, request, turn) = self.for_session(request).await?;
-        finding_room(&session, &request, turn, bounced::alloc_coherent).await
+        answer(room::finding(&session, &request, turn, bounced::alloc_coherent).await)
     }
 
     async fn free_coherent(
@@ -243,29 +259,6 @@ async fn settled<R>(
         settle::acknowledged(&domain, generation(answered.get_ref())).await?;
     }
     Ok(answered)
-}
-
-/// Maps, leases or allocates; if there is no room, once more when what was removed is
-/// acknowledged.
-async fn finding_room<Q: Repeatable, R: Message + Default>(
-    session: &Arc<Live>,
-    request: &Q,
-    turn: Turn,
-    work: impl Fn(&Live, &Q) -> Result<R, Refusal>,
-) -> Answered<R> {
-    let first = turn.take(|| work(session, request));
-    let is_full = |refusal: &Refusal| refusal.reason() == ErrorReason::NoSpace;
-    let awaited = match first.as_ref().is_err_and(is_full) {
-        true => session.domain.core.awaits_iovas(),
-        false => None,
-    };
-    let Some(removal) = awaited else {
-        return answer(first);
-    };
-    // Whatever came of it: there is more room, or there is not.
-    let _ = settle::acknowledged(&session.domain, removal.generation).await;
-    let turn = session.answers.turn(request).await?;
-    answer(turn.take(|| work(session, request)))
 }
 
 /// What takes as long as a table is large or an aperture is long happens on a

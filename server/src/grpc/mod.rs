@@ -17,6 +17,8 @@ mod domains;
 mod layers;
 mod mappings;
 mod page;
+mod pipeline;
+mod room;
 mod sessions;
 mod table;
 mod translation;
@@ -143,7 +145,7 @@ fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::ser
             registry: Arc::clone(&registry),
             policy,
             ack_timeout,
-            stop,
+            stop: stop.clone(),
         })
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES),
@@ -153,6 +155,7 @@ fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::ser
             registry: Arc::clone(&registry),
             policy,
             queues,
+            stop,
         })
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES),

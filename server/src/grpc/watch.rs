@@ -32,7 +32,7 @@ use crate::hosted::Hosted;
 use crate::offload::bug;
 use crate::registry::Missing;
 use crate::signal::Changes;
-use crate::watchers::Watching;
+use crate::streams::Watching;
 
 /// Mappings of one part of a snapshot: some 40 KiB, read in one go of the
 /// domain's lock.
@@ -316,7 +316,8 @@ fn session(standing: &Standing) -> v1::WatchSession {
     }
 }
 
-fn stopping() -> Refusal {
+/// What ends a stream when the daemon stops.
+pub(super) fn stopping() -> Refusal {
     Refusal::because(
         Code::Unavailable,
         ErrorReason::Draining,

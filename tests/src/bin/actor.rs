@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use domaind_client::{
-    Access, AllocRequest, BatchMode, Buffer, Client, CoherentSpec, Direction, DomainId, Error,
-    Iova, IovaRange, LeaseSpec, MapSpec, MappingId, MemoryId, Role, RuntimeDir, Session, UnmapSpec,
-    v1,
+    Access, AllocRequest, Answer, BatchMode, Buffer, Client, CoherentSpec, Direction, DomainId,
+    Error, Iova, IovaRange, LeaseSpec, MapSpec, Mapped, MappingId, MemoryId, PipelineOptions, Role,
+    RuntimeDir, Session, UnmapSpec, v1,
 };
 use domaind_proto::frame::FrameSocket;
 use domaind_proto::v1::server_frame::Body as AnswerBody;
@@ -62,6 +62,16 @@ async fn main() -> anyhow::Result<()> {
     }
     // Like a process that ends without a word: nothing is undone.
     std::process::exit(0)
+}
+
+/// Ends a mapping whose bytes went to the device.
+fn end_of(mapped: Mapped) -> UnmapSpec {
+    UnmapSpec {
+        iova: mapped.iova,
+        id: mapped.id,
+        written_bytes: None,
+        skip_sync: false,
+    }
 }
 
 fn inherited_wire() -> anyhow::Result<Wire> {
@@ -150,6 +160,11 @@ impl Actor {
                 };
                 Ok(json!(self.session()?.unmap(spec).await?))
             }
+            Ask::Pipe {
+                memory,
+                len,
+                entries,
+            } => self.pipe(memory, len, entries).await,
             Ask::Lease { len } => {
                 let lease = self.session()?.lease(LeaseSpec::of(len)).await?;
                 let (iova, id) = lease.into_parts();
@@ -305,6 +320,24 @@ impl Actor {
             places.push(json!({ "iova": iova.get(), "id": id.get() }));
         }
         Ok(Value::Array(places))
+    }
+
+    /// Keeps a pipeline full of batches, until one fails.
+    async fn pipe(&self, memory: u64, len: u64, entries: usize) -> anyhow::Result<Value> {
+        let spec = MapSpec::new(MemoryId::new(memory), 0, len, Direction::ToDevice);
+        let (specs, mode) = (vec![spec; entries], BatchMode::AllOrNothing);
+        let mut pipeline = self.session()?.pipeline(PipelineOptions::default()).await?;
+        while let Ok(()) = pipeline.map(&specs, mode) {}
+        loop {
+            let ends: Vec<_> = match pipeline.next().await? {
+                Some(Answer::Mapped(batch)) => batch.iter().flatten().map(end_of).collect(),
+                _ => Vec::new(),
+            };
+            match ends.is_empty() {
+                true => pipeline.map(&specs, mode)?,
+                false => pipeline.unmap(&ends, mode)?,
+            }
+        }
     }
 
     /// Looks at all memory of the domain in windows that overlap by so much
