@@ -92,7 +92,9 @@ pub(crate) fn advance<J: Send, E: Send>(
         None
     };
     if parts <= 1 {
-        return walk(0, entries).map_or(Ok(()), Err);
+        let mut stopped = None;
+        crew.attend(bytes, &mut || stopped = walk(0, entries));
+        return stopped.map_or(Ok(()), Err);
     }
     let first = Mutex::new(None::<BatchError<E>>);
     let report = |error: BatchError<E>| {
@@ -106,7 +108,10 @@ pub(crate) fn advance<J: Send, E: Send>(
         Box::new(move || walk(index, part).into_iter().for_each(report))
     };
     let divided = divide(entries, bytes.div_ceil(parts as u64), weigh);
-    crew.run(divided.into_iter().map(part).collect());
+    {
+        let mut parts = divided.into_iter().map(part).collect();
+        crew.attend(bytes, &mut || crew.run(std::mem::take(&mut parts)));
+    }
     let first = first.into_inner().unwrap_or_else(PoisonError::into_inner);
     first.map_or(Ok(()), Err)
 }
@@ -144,6 +149,10 @@ mod tests {
     struct Many(usize);
 
     impl Crew for Many {
+        fn attend(&self, _bytes: u64, work: &mut dyn FnMut()) {
+            work();
+        }
+
         fn parts(&self, _bytes: u64) -> usize {
             self.0
         }

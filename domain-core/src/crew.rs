@@ -8,6 +8,10 @@ pub type Part<'w> = Box<dyn FnOnce() + Send + 'w>;
 
 /// Threads that copy parts of a batch at the same time.
 pub trait Crew: Sync {
+    /// Runs `work`, which copies or overwrites so many bytes: the place to make sure that nobody
+    /// waits for this thread meanwhile.
+    fn attend(&self, bytes: u64, work: &mut dyn FnMut());
+
     /// Into how many parts a batch is to be divided that copies so many bytes.
     fn parts(&self, bytes: u64) -> usize;
 
@@ -23,6 +27,10 @@ pub trait Crew: Sync {
 pub struct Alone;
 
 impl Crew for Alone {
+    fn attend(&self, _bytes: u64, work: &mut dyn FnMut()) {
+        work();
+    }
+
     fn parts(&self, _bytes: u64) -> usize {
         1
     }

@@ -30,6 +30,7 @@
 mod accept;
 mod budget;
 pub mod config;
+mod crew;
 pub mod daemon;
 mod fdsock;
 pub mod features;

@@ -578,7 +578,7 @@ impl Domain {
             draining.copy_back(mode, crew)?;
             state = self.lock();
         }
-        draining.end(state);
+        draining.end(state, crew);
         *jobs = draining.finish(answers);
         Ok(answers)
     }
@@ -639,7 +639,12 @@ impl Domain {
     }
 
     /// Frees what nobody can use any more, zeroed where it must be.
-    fn settle(&self, mut state: MutexGuard<'_, State>, freed: Vec<Sweep>) {
+    fn settle(&self, state: MutexGuard<'_, State>, freed: Vec<Sweep>) {
+        self.settle_with(&Alone, state, freed);
+    }
+
+    /// As [`settle`](Domain::settle), with somebody who knows what is long.
+    fn settle_with(&self, crew: &dyn Crew, mut state: MutexGuard<'_, State>, freed: Vec<Sweep>) {
         let mut sweeps = freed;
         sweeps.extend(state.sweep());
         state.tell();
@@ -647,9 +652,13 @@ impl Domain {
             return;
         }
         drop(state);
-        for sweep in &sweeps {
-            self.held_aperture(sweep.kind).scrub(sweep.granules);
-        }
+        let bytes = sweeps.iter().map(|sweep| sweep.granules.bytes());
+        let bytes = u64::try_from(bytes.sum::<u128>()).unwrap_or(u64::MAX);
+        crew.attend(bytes, &mut || {
+            for sweep in &sweeps {
+                self.held_aperture(sweep.kind).scrub(sweep.granules);
+            }
+        });
         if let Ok(mut state) = self.state.lock() {
             state.swept(&sweeps);
             state.tell();

@@ -294,7 +294,7 @@ impl<'d> Draining<'d> {
     }
 
     /// They have ended: their granules wait until nobody can still use them.
-    pub(super) fn end(&mut self, mut state: MutexGuard<'_, State>) {
+    pub(super) fn end(&mut self, mut state: MutexGuard<'_, State>, crew: &dyn Crew) {
         let scrub = self.domain.is_poisoned() || state.scrubs_what_it_frees(self.session);
         let mut any = false;
         for job in self.entries.iter().flatten() {
@@ -305,7 +305,7 @@ impl<'d> Draining<'d> {
         self.armed = false;
         if any {
             state.ask_readers(&[], Some(self.session));
-            self.domain.settle(state, Vec::new());
+            self.domain.settle_with(crew, state, Vec::new());
         }
     }
 

@@ -5,10 +5,7 @@ use domain_core::batch::{BatchError, BatchMode, BatchResult};
 use domaind_proto::convert::{Malformed, batch_mode};
 use domaind_proto::v1::Refusal;
 
-/// Copies above this many bytes make room for other calls first.
-const LARGE_BYTES: u64 = 1 << 20;
-
-/// Runs a batch of wire entries through the core.
+/// Runs a batch of wire entries through the core, and answers each in its place.
 ///
 /// # Errors
 /// The refusal of the first entry that cannot be done, if the batch is all or
@@ -18,58 +15,31 @@ pub(crate) fn run<W, S, T, E>(
     partial: bool,
     parse: impl Fn(&W) -> Result<S, Malformed>,
     core: impl FnOnce(&[S], BatchMode) -> BatchResult<T, E>,
-) -> Result<Vec<Result<T, Refusal>>, Refusal>
+) -> Result<impl Iterator<Item = Result<T, Refusal>>, Refusal>
 where
     Refusal: From<E>,
 {
     let mode = batch_mode(entries.len(), partial)?;
-    let parsed: Vec<_> = entries.iter().map(&parse).collect();
-    let bad = parsed
-        .iter()
-        .position(Result::is_err)
-        .filter(|_| mode == BatchMode::AllOrNothing);
-    if let Some((index, Err(error))) = bad.map(|index| (index, &parsed[index])) {
-        return Err(BatchError {
-            index,
-            error: error.clone(),
+    let mut specs = Vec::with_capacity(entries.len());
+    // Which could not be read, in their order.
+    let mut refused: Vec<(usize, Refusal)> = Vec::new();
+    for (index, entry) in entries.iter().enumerate() {
+        match (parse(entry), mode) {
+            (Ok(spec), _) => specs.push(spec),
+            (Err(error), BatchMode::AllOrNothing) => return Err(BatchError { index, error }.into()),
+            (Err(error), BatchMode::Partial) => refused.push((index, error.into())),
         }
-        .into());
     }
-    let (sound, refused): (Vec<_>, Vec<_>) = parsed
-        .into_iter()
-        .map(|entry| match entry {
-            Ok(spec) => (Some(spec), None),
-            Err(malformed) => (None, Some(malformed.into())),
-        })
-        .unzip();
-    let specs: Vec<S> = sound.into_iter().flatten().collect();
     let mut answers = core(&specs, mode)?.into_iter();
-    let answer = |refused: Option<Refusal>| match refused {
-        Some(refusal) => Err(refusal),
+    let mut refused = refused.into_iter().peekable();
+    let answer = move |index| match refused.next_if(|(at, _)| *at == index) {
+        Some((_, refusal)) => Err(refusal),
         None => answers
             .next()
             .expect("the core answers every entry")
             .map_err(Refusal::from),
     };
-    Ok(refused.into_iter().map(answer).collect())
-}
-
-/// Runs `work`, which copies so many bytes, on this thread; if they are many,
-/// other calls get another thread meanwhile.
-pub(crate) fn copying<R>(bytes: u64, work: impl FnOnce() -> R) -> R {
-    yielding(bytes > LARGE_BYTES, work)
-}
-
-/// Runs `work` on this thread; if it is long, other calls get another thread
-/// meanwhile.
-pub(crate) fn yielding<R>(is_long: bool, work: impl FnOnce() -> R) -> R {
-    let handle = tokio::runtime::Handle::current();
-    let can_move = handle.runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread;
-    if is_long && can_move {
-        tokio::task::block_in_place(work)
-    } else {
-        work()
-    }
+    Ok((0..entries.len()).map(answer))
 }
 
 #[cfg(test)]
@@ -115,19 +85,16 @@ mod tests {
     #[test]
     fn a_partial_batch_answers_in_the_order_of_the_request() {
         let answers = run(&[1, 9, 5, 2], true, parse, core).unwrap();
-        let kinds: Vec<_> = answers
-            .iter()
-            .map(|answer| answer.as_ref().ok().copied())
-            .collect();
+        let kinds: Vec<_> = answers.map(Result::ok).collect();
         assert_eq!(kinds, [Some(10), None, None, Some(20)]);
     }
 
     #[test]
     fn an_all_or_nothing_batch_names_its_first_bad_entry_and_calls_nothing() {
         let untouched = |_: &[u64], _| -> BatchResult<u64, Denied> { panic!("called") };
-        let refusal = run(&[1, 9], false, parse, untouched).unwrap_err();
+        let refusal = run(&[1, 9], false, parse, untouched).err().unwrap();
         assert_eq!(refusal.metadata["entry_index"], "1");
-        let refusal = run(&[1, 2, 5], false, parse, core).unwrap_err();
+        let refusal = run(&[1, 2, 5], false, parse, core).err().unwrap();
         assert_eq!(refusal.metadata["entry_index"], "2");
     }
 

@@ -2,27 +2,28 @@
 //! answer. Who calls was asked before; it is a session.
 
 use domain_core::addr::Iova;
-use domain_core::domain::ResetBounce;
+use domain_core::domain::{Desk, ResetBounce};
 use domain_core::mapping::MappingId;
 use domaind_proto::convert;
 use domaind_proto::v1::{self, Refusal};
 
-use super::batch::{self, copying};
+use super::batch;
 use super::caller::Agent;
+use crate::crew::Copiers;
 use crate::live::Live;
+use crate::offload::copying;
 
 pub(super) fn map(session: &Live, request: &v1::MapRequest) -> Result<v1::MapResponse, Refusal> {
     let v1::MapRequest {
         entries, partial, ..
     } = request;
-    let bytes = total(entries.iter().map(|entry| entry.len_bytes));
-    let results = copying(bytes, || {
-        let core = &session.domain.core;
-        batch::run(entries, *partial, convert::map_spec, |specs, mode| {
-            core.map(session.id, specs, mode)
-        })
+    let core = &session.domain.core;
+    let results = batch::run(entries, *partial, convert::map_spec, |specs, mode| {
+        let mut desk = Desk::default();
+        let mapped = core.map_at(&mut desk, session.id, specs, mode, Copiers::shared());
+        mapped.map(std::mem::take)
     })?;
-    let results = results.into_iter().map(|outcome| v1::MapResult {
+    let results = results.map(|outcome| v1::MapResult {
         outcome: Some(outcome.into()),
     });
     Ok(v1::MapResponse {
@@ -32,37 +33,32 @@ pub(super) fn map(session: &Live, request: &v1::MapRequest) -> Result<v1::MapRes
 
 pub(super) fn unmap(
     session: &Live,
-    request: v1::UnmapRequest,
+    request: &v1::UnmapRequest,
 ) -> Result<v1::UnmapResponse, Refusal> {
     let v1::UnmapRequest {
         entries, partial, ..
     } = request;
-    // Before anything that costs as much as there are entries.
-    convert::batch_mode(entries.len(), partial)?;
     let core = &session.domain.core;
-    let bytes = core.visible_bytes(entries.iter().map(|entry| Iova::new(entry.iova)));
-    let results = copying(bytes, || {
-        let parse = |entry: &_| Ok(convert::unmap_spec(entry));
-        batch::run(&entries, partial, parse, |specs, mode| {
-            core.unmap(session.id, specs, mode)
-        })
+    let parse = |entry: &_| Ok(convert::unmap_spec(entry));
+    let results = batch::run(entries, *partial, parse, |specs, mode| {
+        let mut desk = Desk::default();
+        let ended = core.unmap_at(&mut desk, session.id, specs, mode, Copiers::shared());
+        ended.map(std::mem::take)
     })?;
-    let results = results.into_iter().map(v1::UnmapResult::from).collect();
+    let results = results.map(v1::UnmapResult::from).collect();
     Ok(v1::UnmapResponse { results })
 }
 
-pub(super) fn sync(session: &Live, request: v1::SyncRequest) -> Result<v1::SyncResponse, Refusal> {
+pub(super) fn sync(session: &Live, request: &v1::SyncRequest) -> Result<v1::SyncResponse, Refusal> {
     let v1::SyncRequest {
         entries, partial, ..
     } = request;
     let bytes = total(entries.iter().map(|entry| entry.len_bytes));
-    let results = copying(bytes, || {
-        let core = &session.domain.core;
-        batch::run(&entries, partial, convert::sync_spec, |specs, mode| {
-            core.sync(session.id, specs, mode)
-        })
+    let core = &session.domain.core;
+    let results = batch::run(entries, *partial, convert::sync_spec, |specs, mode| {
+        copying(bytes, || core.sync(session.id, specs, mode))
     })?;
-    let results = results.into_iter().map(|outcome| v1::SyncResult {
+    let results = results.map(|outcome| v1::SyncResult {
         refusal: outcome.err(),
     });
     Ok(v1::SyncResponse {

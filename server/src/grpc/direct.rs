@@ -4,9 +4,10 @@ use domain_core::direct::DirectMapping;
 use domaind_proto::convert;
 use domaind_proto::v1::{self, Refusal};
 
-use super::batch::{self, yielding};
+use super::batch;
 use super::caller::Agent;
 use super::table::Table;
+use crate::offload::yielding;
 
 /// Batches above this many entries make room for other calls first.
 const MANY_ENTRIES: usize = 64;
@@ -23,7 +24,7 @@ pub(super) fn map(
             domain.core.map_direct(actor, specs, mode)
         })
     })?;
-    let results = results.into_iter().map(|outcome| v1::MapDirectResult {
+    let results = results.map(|outcome| v1::MapDirectResult {
         outcome: Some(outcome.into()),
     });
     Ok(v1::MapDirectResponse {

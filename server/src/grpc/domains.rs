@@ -12,13 +12,13 @@ use domaind_proto::v1::{self, Refusal};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::batch::yielding;
 use super::caller::principal;
 use super::page;
 use super::watch::{Events, Watcher};
 use crate::config::Policy;
 use crate::hosted::{Hosted, planned};
 use crate::offload::off_worker;
+use crate::offload::yielding;
 use crate::registry::{Missing, Plan, Principal, Registry};
 use crate::settle;
 

@@ -49,12 +49,12 @@ impl MappingService for Mappings {
 
     async fn unmap(&self, request: Request<v1::UnmapRequest>) -> Answered<v1::UnmapResponse> {
         let (session, request, turn) = self.for_session(request).await?;
-        answer(turn.take(|| bounced::unmap(&session, request)))
+        answer(turn.take(|| bounced::unmap(&session, &request)))
     }
 
     async fn sync(&self, request: Request<v1::SyncRequest>) -> Answered<v1::SyncResponse> {
         let (session, request, turn) = self.for_session(request).await?;
-        answer(turn.take(|| bounced::sync(&session, request)))
+        answer(turn.take(|| bounced::sync(&session, &request)))
     }
 
     type PipelineStream = Pipeline<Streaming<v1::PipelineRequest>>;

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 
+use domain_core::domain::Desk;
 use domain_core::session::{Denied, Removal, Role, SessionId};
 use domain_core::streaming::{MapSpec, SyncSpec, UnmapSpec};
 use domaind_proto::codec::{give_back, take};
@@ -23,12 +24,12 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::batch::copying;
 use super::bounced::total;
 use super::room;
 use super::watch::stopping;
+use crate::crew::Copiers;
 use crate::live::{End, Live};
-use crate::offload::bug;
+use crate::offload::{bug, copying};
 use crate::registry::Registry;
 use crate::streams::{Open, Piping};
 
@@ -296,6 +297,7 @@ struct Lanes {
     syncs: Vec<SyncSpec>,
     /// Entries of a partial batch that could not be read.
     refused: Vec<v1::EntryRefusal>,
+    desk: Desk,
 }
 
 impl Lanes {
@@ -315,24 +317,23 @@ impl Lanes {
             unmaps,
             syncs,
             refused,
+            desk,
         } = self;
         match batch.operation {
             Map => {
                 batch.read(maps, refused)?;
-                let bytes = total(maps.iter().map(|spec| spec.len_bytes));
-                let mapped = copying(bytes, || core.map(id, maps, mode))?;
+                let mapped = core.map_at(desk, id, maps, mode, Copiers::shared())?;
                 Ok(answered::<MapSpec, _>(&batch, refused, mapped))
             }
             Unmap => {
                 batch.read(unmaps, refused)?;
-                let bytes = core.visible_bytes(unmaps.iter().map(|spec| spec.iova));
-                let copied = copying(bytes, || core.unmap(id, unmaps, mode))?;
+                let copied = core.unmap_at(desk, id, unmaps, mode, Copiers::shared())?;
                 Ok(answered::<UnmapSpec, _>(&batch, refused, copied))
             }
             Sync => {
                 batch.read(syncs, refused)?;
                 let bytes = total(syncs.iter().map(|spec| spec.len_bytes));
-                let synced = copying(bytes, || core.sync(id, syncs, mode))?;
+                let synced = copying(bytes, || core.sync_at(desk, id, syncs, mode))?;
                 Ok(answered::<SyncSpec, _>(&batch, refused, synced))
             }
             Unspecified => unreachable!("refused when the batch was read"),
@@ -343,12 +344,12 @@ impl Lanes {
 fn answered<S: Piped, E>(
     batch: &PipelineBatch<'_>,
     refused: &mut Vec<v1::EntryRefusal>,
-    results: Vec<Result<S::Outcome, E>>,
+    results: &mut Vec<Result<S::Outcome, E>>,
 ) -> v1::PipelineResponse
 where
     Refusal: From<E>,
 {
-    let results = results.into_iter();
+    let results = results.drain(..);
     let results = results.map(|result| result.map_err(Refusal::from));
     let mut response = take();
     batch.answer::<S>(refused, results, &mut response);

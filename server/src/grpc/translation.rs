@@ -6,9 +6,9 @@ use domaind_proto::names::parse_session;
 use domaind_proto::v1::{self, ErrorReason, Refusal};
 use tonic::Code;
 
-use super::batch::yielding;
 use super::caller::Agent;
 use super::page;
+use crate::offload::yielding;
 
 const PAGE: usize = 1000;
 const PAGE_MOST: usize = 10_000;

@@ -364,6 +364,10 @@ fn map_all(domain: &Domain, specs: &[MapSpec]) -> Vec<Mapped> {
 struct Threads;
 
 impl Crew for Threads {
+    fn attend(&self, _bytes: u64, work: &mut dyn FnMut()) {
+        work();
+    }
+
     fn parts(&self, _bytes: u64) -> usize {
         7
     }

@@ -46,7 +46,7 @@ pub(super) fn copy_back(draining: &mut Draining<'_>) -> Result<(), UnmapError> {
 
 /// Its last step.
 pub(super) fn ended(domain: &Domain, mut draining: Draining<'_>) -> u64 {
-    draining.end(domain.lock());
+    draining.end(domain.lock(), &Alone);
     let mut answers = Vec::new();
     draining.finish(&mut answers);
     answers.remove(0).unwrap()
