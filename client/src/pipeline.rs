@@ -636,15 +636,14 @@ mod tests {
     }
 
     async fn until_unmapped(fake: &FakeDaemon, ids: &[u64]) {
+        let seen = || {
+            let unmapped = fake.calls.unmapped.lock().unwrap();
+            let mut ids: Vec<_> = unmapped.iter().map(|entry| entry.mapping_id).collect();
+            ids.sort_unstable();
+            ids
+        };
         let come = async {
-            loop {
-                let unmapped = fake.calls.unmapped.lock().unwrap();
-                let mut seen: Vec<_> = unmapped.iter().map(|entry| entry.mapping_id).collect();
-                drop(unmapped);
-                seen.sort_unstable();
-                if seen == ids {
-                    return;
-                }
+            while seen() != ids {
                 sleep(A_MOMENT / 10).await;
             }
         };

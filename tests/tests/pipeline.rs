@@ -671,7 +671,7 @@ async fn a_batch_that_finds_no_room_waits_for_the_acknowledgment_and_those_behin
         bench.driver.unmap(&first, None).await.unwrap();
         bench.pipe.send(one);
         bench.pipe.send(unmaps(&[v1::UnmapEntry::default()]));
-        let change = soon("a change", acker.asked()).await;
+        let change = acker.asked().await;
         let early = tokio::time::timeout(MOMENT, bench.pipe.next()).await;
         assert!(early.is_err(), "{early:?}");
 
@@ -683,7 +683,7 @@ async fn a_batch_that_finds_no_room_waits_for_the_acknowledgment_and_those_behin
         assert_eq!(behind.operation(), PipelineOperation::Unmap);
         let place = places(&mapped, &[P])[0];
         bench.driver.unmap(&place, None).await.unwrap();
-        let change = soon("a change", acker.asked()).await;
+        let change = acker.asked().await;
         acker.ack(change.generation).await;
         let look = async || bench.node.usage("d0").await.invalidating_mappings;
         wait::until_equal("what is removed", 0, look).await;
