@@ -79,7 +79,7 @@ pub(super) struct Limbo {
 struct Counts {
     /// Mappings whose granules are in here, those that are being zeroed included,
     /// by aperture.
-    granules: BTreeMap<ApertureKind, usize>,
+    granules: [usize; 2],
     /// Bytes of these granules.
     bytes: u64,
     /// Mappings that wait for attached sessions.
@@ -109,7 +109,7 @@ impl Limbo {
         let last = self.waiting.back().map_or(0, |last| last.removed);
         assert!(last <= retired.removed, "what is removed later is newer");
         if let What::Granules { kind, bytes, .. } = retired.what {
-            *self.counts.granules.entry(kind).or_default() += 1;
+            self.counts.granules[of(kind)] += 1;
             self.counts.bytes += bytes;
         }
         self.counts.waiting += retired.what.mappings();
@@ -201,8 +201,7 @@ impl Limbo {
 
     /// Granules of one mapping have left.
     pub(super) fn granules_left(&mut self, kind: ApertureKind, bytes: u64) {
-        let count = self.counts.granules.get_mut(&kind);
-        *count.expect("they were here") -= 1;
+        self.counts.granules[of(kind)] -= 1;
         self.counts.bytes -= bytes;
     }
 
@@ -213,7 +212,7 @@ impl Limbo {
 
     /// Does an acknowledgment free granules?
     pub(super) fn awaits_granules(&self) -> bool {
-        let granules: usize = self.counts.granules.values().sum();
+        let granules: usize = self.counts.granules.iter().sum();
         granules > self.counts.quarantined_granules
     }
 
@@ -255,7 +254,7 @@ impl Limbo {
 
     /// Mappings in an aperture whose granules are in here.
     pub(super) fn granules(&self, kind: ApertureKind) -> usize {
-        self.counts.granules.get(&kind).copied().unwrap_or(0)
+        self.counts.granules[of(kind)]
     }
 
     /// Mappings that wait for attached sessions, or are being zeroed.
@@ -322,7 +321,7 @@ impl Limbo {
     /// Counts once more. How many granules there are only their records tell.
     fn check_counts(&self) {
         let mut counts = Counts {
-            granules: self.counts.granules.clone(),
+            granules: self.counts.granules,
             bytes: self.counts.bytes,
             waiting: self.waiting.iter().map(|one| one.what.mappings()).sum(),
             sweeping: self.sweeping.values().sum(),
@@ -338,6 +337,14 @@ impl Limbo {
             assert_eq!(held, ward.held, "what a ghost holds back is counted");
         }
         assert_eq!(counts, self.counts, "what is in here is counted");
+    }
+}
+
+/// Where an aperture is counted.
+fn of(kind: ApertureKind) -> usize {
+    match kind {
+        ApertureKind::Bounce => 0,
+        ApertureKind::Coherent => 1,
     }
 }
 

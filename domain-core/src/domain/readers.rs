@@ -219,6 +219,12 @@ impl Readers {
         })
     }
 
+    /// Does nobody hold a view older than `generation`, which is the present one, nor could reach
+    /// anything that was visible before?
+    pub(super) fn all_let_go_of(&self, generation: u64) -> bool {
+        self.ghosts.is_empty() && self.floor(generation) == generation
+    }
+
     pub(super) fn is_ghost(&self, session: SessionId) -> bool {
         self.ghosts.contains_key(&session)
     }

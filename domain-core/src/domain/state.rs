@@ -648,7 +648,6 @@ impl State {
         session: SessionId,
         spec: &UnmapSpec,
     ) -> Result<DrainJob, UnmapError> {
-        self.driver(session)?;
         if let Some(marked) = self.marked(session, spec) {
             marked.bytes_back(spec)?;
             return Err(UnmapError::Duplicate { id: spec.id });
@@ -880,10 +879,41 @@ impl State {
         live.into_iter().filter(idle).collect()
     }
 
+    /// Streaming mappings that one batch of a session has hidden have come to their end: they are
+    /// free at once if nobody can still use them, and else wait.
+    pub(super) fn end_hidden(
+        &mut self,
+        session: SessionId,
+        keys: impl Iterator<Item = Iova> + Clone,
+        scrub: bool,
+    ) {
+        let count = keys.clone().count();
+        if count == 0 {
+            return;
+        }
+        self.hidden -= count;
+        self.ask_readers(&[], Some(session));
+        let all_let_go = !scrub && self.readers.all_let_go_of(self.iotlb.generation());
+        for at in keys {
+            // What a reset could not zero, because it was in transit, is zeroed first.
+            if all_let_go && !self.has_outlived_a_reset(at) {
+                drop(self.release(at));
+            } else {
+                let nothing = self.wait_for_readers(at, scrub);
+                debug_assert!(nothing.is_none(), "its transfer is with who ended it");
+            }
+        }
+    }
+
     /// What was visible has come to its end: its granules wait until nobody can
     /// still use them. What it kept of a client is for the caller to drop,
     /// without the lock.
     pub(super) fn retire(&mut self, at: Iova, scrub: bool) -> Option<Bounce> {
+        self.hidden -= 1;
+        self.wait_for_readers(at, scrub)
+    }
+
+    fn wait_for_readers(&mut self, at: Iova, scrub: bool) -> Option<Bounce> {
         let scrub = scrub || self.has_outlived_a_reset(at);
         let removed = self.iotlb.generation();
         let held = self.held_mut(at);
@@ -910,7 +940,6 @@ impl State {
         }
         let bounce = self.held_mut(at).take_bounce();
         self.limbo.push(retired);
-        self.hidden -= 1;
         bounce
     }
 

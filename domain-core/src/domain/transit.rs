@@ -247,8 +247,10 @@ impl<'d> Draining<'d> {
         specs: &[UnmapSpec],
         mode: BatchMode,
     ) -> Result<(), BatchError<UnmapError>> {
+        let allowed = state.driver(self.session);
         for spec in specs {
-            let marked = state.mark_draining(self.session, spec);
+            let marked = allowed.map_err(UnmapError::from);
+            let marked = marked.and_then(|()| state.mark_draining(self.session, spec));
             let is_refused = marked.is_err();
             self.entries.push(marked);
             if is_refused && mode == BatchMode::AllOrNothing {
@@ -296,17 +298,10 @@ impl<'d> Draining<'d> {
     /// They have ended: their granules wait until nobody can still use them.
     pub(super) fn end(&mut self, mut state: MutexGuard<'_, State>, crew: &dyn Crew) {
         let scrub = self.domain.is_poisoned() || state.scrubs_what_it_frees(self.session);
-        let mut any = false;
-        for job in self.entries.iter().flatten() {
-            let nothing = state.retire(job.at, scrub);
-            debug_assert!(nothing.is_none(), "its transfer is here");
-            any = true;
-        }
+        let keys = self.entries.iter().flatten().map(|job| job.at);
+        state.end_hidden(self.session, keys, scrub);
         self.armed = false;
-        if any {
-            state.ask_readers(&[], Some(self.session));
-            self.domain.settle_with(crew, state, Vec::new());
-        }
+        self.domain.settle_with(crew, state, Vec::new());
     }
 
     /// Bytes that flowed back of each, or why it was refused; and the room.

@@ -125,6 +125,11 @@ impl<W: Words> Table<W> {
 
     /// How many nodes must be built before `span` can be mapped.
     pub(super) fn missing(&self, tree: Tree, span: Span) -> Result<usize, Occupied> {
+        if let Some(node) = self.around(tree, span) {
+            let mut places = places(span);
+            let is_free = places.all(|place| self.nodes.word(node, place).is_empty());
+            return if is_free { Ok(0) } else { Err(Occupied) };
+        }
         self.missing_below(self.root(tree), span)
     }
 
@@ -135,6 +140,12 @@ impl<W: Words> Table<W> {
 
     /// Maps a run; the nodes that [`Table::missing`] counts are there.
     pub(super) fn fill(&mut self, tree: Tree, run: Run) {
+        if let Some(node) = self.around(tree, run.span) {
+            for granule in run.span.first..=run.span.last {
+                self.nodes.set(node, slot_index(granule), run.word(granule));
+            }
+            return;
+        }
         self.build(tree, run.span, Some(run));
     }
 
@@ -145,6 +156,12 @@ impl<W: Words> Table<W> {
 
     /// Unmaps all granules of a span, and unlinks what is prepared there. Entries are never cut: it begins and ends where runs do.
     pub(super) fn clear(&mut self, tree: Tree, span: Span) {
+        if tree == Tree::Apertures
+            && let Some(node) = self.around(tree, span)
+        {
+            places(span).for_each(|place| self.nodes.set(node, place, Word::EMPTY));
+            return;
+        }
         let Some(root) = self.root(tree) else { return };
         self.clear_below(tree, root.node, root.shift(), span);
         if tree == Tree::Direct {
@@ -197,6 +214,15 @@ impl<W: Words> Table<W> {
 
     fn publish(&mut self, tree: Tree, root: Option<Root>) {
         self.put(root_place(tree), Root::bits(root));
+    }
+
+    /// The lowest node around all of a span, if there is one: most spans are short, and need nothing
+    /// but its words. Where such a node is, no leaf of a higher one is.
+    #[inline]
+    fn around(&self, tree: Tree, span: Span) -> Option<u32> {
+        let root = self.root(tree).filter(|root| root.covers_all(span));
+        let lowest = self.lowest(root, span.first)?;
+        lowest.covers_all(span).then_some(lowest.node)
     }
 
     /// As `missing`, below any root.
@@ -500,6 +526,11 @@ impl Run {
             ..self.leaf
         })
     }
+}
+
+/// Where the granules of a span have their words, in the lowest node around it.
+fn places(span: Span) -> impl Iterator<Item = usize> {
+    (span.first..=span.last).map(slot_index)
 }
 
 /// How high a tree must be to hold `span` and what it holds now.

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Builder;
 
 use crate::handover::hand;
+use crate::pipeline;
 use crate::world::{MESSAGE_BYTES, least_spec};
 
 /// What it says when it is there.
@@ -27,6 +28,8 @@ pub(crate) const THERE: &str = "there\n";
 pub(crate) enum Attendance {
     /// Sends back what comes to a socket.
     Echo { path: PathBuf },
+    /// Makes up answers to pipelines.
+    EchoStream { path: PathBuf },
     /// Hands memory to whoever connects.
     Hand { path: PathBuf },
     /// Makes domains, which stay.
@@ -72,6 +75,7 @@ impl Attendance {
         });
         match serde_json::from_str(json)? {
             Attendance::Echo { path } => echo(&path),
+            Attendance::EchoStream { path } => pipeline::echo(&path),
             Attendance::Hand { path } => hand(&path),
             Attendance::Domains { dir, prefix, count } => {
                 let runtime = Builder::new_current_thread().enable_all().build()?;

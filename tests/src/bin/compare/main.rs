@@ -20,6 +20,7 @@ mod lookup;
 mod memory;
 mod mixed;
 mod peers;
+mod pipeline;
 mod random;
 mod removal;
 mod report;
@@ -103,6 +104,7 @@ fn run(cli: Cli) -> io::Result<()> {
     removal::rows(&report, &scale)?;
     attached::rows(&report, &scale)?;
     unary::rows(&report, &scale)?;
+    pipeline::rows(&report, &scale)?;
     handover::rows(&report, &scale)?;
     crowd::rows(&report, &scale)?;
     memory::rows(&report)

@@ -122,6 +122,13 @@ impl World {
         self.run(self.attach(domain, Role::Driver))
     }
 
+    /// The same, with a bounce aperture of so many bytes.
+    pub(crate) fn driver_in(&self, domain: &str, bounce_bytes: u64) -> Session {
+        let created = self.run(self.node().create(domain, spec(bounce_bytes, 0)));
+        created.expect("created");
+        self.run(self.attach(domain, Role::Driver))
+    }
+
     pub(crate) async fn attach(&self, domain: &str, role: Role) -> Session {
         let domain = domain_id(domain);
         let attached = self.client.attach(&domain, role, Access::ReadWrite).await;
