@@ -216,13 +216,14 @@ impl<W: Words> Table<W> {
         self.put(root_place(tree), Root::bits(root));
     }
 
-    /// The lowest node around all of a span, if there is one: most spans are short, and need nothing
-    /// but its words. Where such a node is, no leaf of a higher one is.
+    /// The lowest node around all of a span, if there is one and more is in it: most spans are short,
+    /// and need nothing but its words. Where such a node is, no leaf of a higher one is.
     #[inline]
     fn around(&self, tree: Tree, span: Span) -> Option<u32> {
         let root = self.root(tree).filter(|root| root.covers_all(span));
         let lowest = self.lowest(root, span.first)?;
-        lowest.covers_all(span).then_some(lowest.node)
+        let is_part = lowest.covers_all(span) && span.granules() < NODE_WORDS as u64;
+        is_part.then_some(lowest.node)
     }
 
     /// As `missing`, below any root.
