@@ -26,6 +26,7 @@ pub(crate) struct ByGranule<T> {
 
 const SHELF_GRANULES: usize = 512;
 const WORD_BITS: usize = 64;
+const EMPTY: [u64; SHELF_GRANULES / WORD_BITS] = [0; SHELF_GRANULES / WORD_BITS];
 
 /// Some granules that follow one another.
 #[derive(Debug)]
@@ -81,6 +82,7 @@ impl<T> ByGranule<T> {
     ///
     /// # Panics
     /// If one does already, or if it lies outside of the range.
+    #[inline]
     pub(crate) fn insert(&mut self, at: Iova, value: T) {
         let place = self.place(at);
         let Place { shelf, granule } = place.expect("it lies in the range");
@@ -93,15 +95,18 @@ impl<T> ByGranule<T> {
     }
 
     /// Takes out the value that begins in the granule of `at`.
+    #[inline]
     pub(crate) fn remove(&mut self, at: Iova) -> Option<T> {
-        let key = self.key(at)?;
         let Place { shelf, granule } = self.place(at)?;
         let there = self.shelves[shelf].as_mut()?;
+        if !bit(&there.used, granule) {
+            return None;
+        }
         clear_bit(&mut there.used, granule);
-        if there.used.iter().all(|word| *word == 0) {
+        if there.used == EMPTY {
             clear_bit(&mut self.used, shelf);
         }
-        Some(self.values.remove(key))
+        Some(self.values.remove(there.keys[granule] as usize))
     }
 
     /// The value that begins last in the granule of `at` or below; `None` outside of the range, where
@@ -213,7 +218,7 @@ impl Shelf {
     #[cold]
     fn empty() -> Box<Shelf> {
         Box::new(Shelf {
-            used: [0; SHELF_GRANULES / WORD_BITS],
+            used: EMPTY,
             keys: [0; SHELF_GRANULES],
         })
     }

@@ -168,6 +168,19 @@ impl Held {
         matches!(self.kind, HeldKind::Lease)
     }
 
+    /// Was the bounce aperture reset since it was made, of which this is the present epoch?
+    pub(crate) fn outlived(&self, bounce_epoch: u64) -> bool {
+        self.aperture() == ApertureKind::Bounce && self.epoch != bounce_epoch
+    }
+
+    /// Is it live, under that name, and this session's?
+    pub(crate) fn is_live_as(&self, session: SessionId, iova: Iova, id: MappingId) -> bool {
+        self.visible.start() == iova
+            && self.id == id
+            && self.phase == Phase::Live
+            && self.owner == Some(session)
+    }
+
     /// Has it come to its end, but for its granules?
     pub(crate) fn is_retired(&self) -> bool {
         matches!(self.phase, Phase::Invalidating | Phase::Quarantined)

@@ -69,7 +69,7 @@ impl Batches {
         let mapped = domain.map_at(desk, DRIVER, specs, MODE, &Alone).unwrap();
         ends.clear();
         syncs.clear();
-        for (mapped, spec) in mapped.drain(..).zip(specs) {
+        for (mapped, spec) in mapped.zip(specs) {
             let mapped = mapped.unwrap();
             assert_ne!(mapped.iova, Iova::new(0));
             let (iova, id) = (mapped.iova, mapped.id);
@@ -87,10 +87,18 @@ impl Batches {
                 target: SyncTarget::ForDevice,
             });
         }
-        let synced = domain.sync_at(desk, DRIVER, syncs, MODE).unwrap();
-        assert!(synced.iter().all(Result::is_ok));
-        let ended = domain.unmap_at(desk, DRIVER, ends, MODE, &Alone).unwrap();
-        assert!(ended.iter().all(Result::is_ok));
+        assert!(
+            domain
+                .sync_at(desk, DRIVER, syncs, MODE)
+                .unwrap()
+                .all(|one| one.is_ok())
+        );
+        assert!(
+            domain
+                .unmap_at(desk, DRIVER, ends, MODE, &Alone)
+                .unwrap()
+                .all(|one| one.is_ok())
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 //! goes allocates nothing for it, and the end of a session costs what it holds and no more.
 
 use super::state::State;
-use crate::addr::Iova;
+use crate::addr::{Iova, IovaRange};
 use crate::mapping::Held;
 use crate::session::{Attached, SessionId};
 
@@ -27,21 +27,19 @@ impl Chain {
 }
 
 impl State {
-    /// A record that is there belongs to this session.
-    pub(super) fn link(&mut self, owner: SessionId, at: Iova) {
-        let held = &self.held[&at];
-        let lease = held.is_lease().then_some(held.granules);
+    /// A record that is going to be added at `at` belongs to this session. Answers its link.
+    pub(super) fn link(&mut self, owner: SessionId, at: Iova, lease: Option<IovaRange>) -> Link {
         let attached = self.attached(owner);
         if let Some(granules) = lease {
             attached.leases.add(granules);
         }
         let after = attached.mappings.first.replace(at);
         attached.mappings.len += 1;
-        let before = None;
-        self.held_mut(at).link = Link { before, after };
         if let Some(after) = after {
             self.held_mut(after).link.before = Some(at);
         }
+        let before = None;
+        Link { before, after }
     }
 
     /// A record that was taken out belonged to this session, if that is still there.

@@ -26,7 +26,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use self::chain::{Chain, Link};
 pub use self::desk::Desk;
-use self::desk::Room;
 pub use self::direct::{Behind, ResetBounce, ResetError, Translated, TranslationError};
 use self::limbo::Limbo;
 use self::log::ChangeLog;
@@ -512,12 +511,13 @@ impl Domain {
         mode: BatchMode,
     ) -> BatchResult<Mapped, MapError> {
         let mut desk = Desk::default();
-        self.map_at(&mut desk, session, specs, mode, &Alone)?;
-        Ok(desk.map.answers)
+        let answers = self.map_at(&mut desk, session, specs, mode, &Alone)?;
+        Ok(answers.collect())
     }
 
     /// As [`map`](Domain::map), at a desk that is kept from one batch to the next, with a crew that
-    /// copies. The lock is taken once before the copies and once behind them.
+    /// copies. The lock is taken once before the copies and once behind them. All is done when this
+    /// returns, whether the answers are looked at or not.
     ///
     /// # Errors
     /// As [`map`](Domain::map).
@@ -528,14 +528,17 @@ impl Domain {
         specs: &[MapSpec],
         mode: BatchMode,
         crew: &dyn Crew,
-    ) -> Result<&'k mut Vec<Result<Mapped, MapError>>, BatchError<MapError>> {
-        let Room { jobs, answers } = &mut desk.map;
-        answers.clear();
-        let mut making = Making::reserve(self, session, specs, mode, std::mem::take(jobs))?;
+    ) -> Result<
+        impl ExactSizeIterator<Item = Result<Mapped, MapError>> + use<'k>,
+        BatchError<MapError>,
+    > {
+        let room = desk.room_for_maps();
+        let mut making = Making::reserve(self, session, specs, mode, room)?;
         making.fill(mode, crew)?;
         making.go_live(mode)?;
-        *jobs = making.finish(answers);
-        Ok(answers)
+        desk.maps = making.finish();
+        let made = desk.maps.drain(..);
+        Ok(made.map(|entry| entry.map(|made| made.mapped())))
     }
 
     /// Copies back what flows back, then frees.
@@ -550,8 +553,8 @@ impl Domain {
         mode: BatchMode,
     ) -> BatchResult<u64, UnmapError> {
         let mut desk = Desk::default();
-        self.unmap_at(&mut desk, session, specs, mode, &Alone)?;
-        Ok(desk.unmap.answers)
+        let answers = self.unmap_at(&mut desk, session, specs, mode, &Alone)?;
+        Ok(answers.collect())
     }
 
     /// As [`unmap`](Domain::unmap), at a desk that is kept from one batch to the next, with a crew
@@ -567,10 +570,11 @@ impl Domain {
         specs: &[UnmapSpec],
         mode: BatchMode,
         crew: &dyn Crew,
-    ) -> Result<&'k mut Vec<Result<u64, UnmapError>>, BatchError<UnmapError>> {
-        let Room { jobs, answers } = &mut desk.unmap;
-        answers.clear();
-        let mut draining = Draining::new(self, session, std::mem::take(jobs));
+    ) -> Result<
+        impl ExactSizeIterator<Item = Result<u64, UnmapError>> + use<'k>,
+        BatchError<UnmapError>,
+    > {
+        let mut draining = Draining::new(self, session, desk.room_for_unmaps());
         let mut state = self.lock();
         draining.hide(&mut state, specs, mode)?;
         if draining.copies_back() {
@@ -579,8 +583,9 @@ impl Domain {
             state = self.lock();
         }
         draining.end(state, crew);
-        *jobs = draining.finish(answers);
-        Ok(answers)
+        desk.unmaps = draining.finish();
+        let ended = desk.unmaps.drain(..);
+        Ok(ended.map(|entry| entry.map(|job| job.bytes_back)))
     }
 
     /// Copies parts of live mappings one way.
@@ -595,8 +600,8 @@ impl Domain {
         mode: BatchMode,
     ) -> BatchResult<(), SyncError> {
         let mut desk = Desk::default();
-        self.sync_at(&mut desk, session, specs, mode)?;
-        Ok(desk.sync.answers)
+        let answers = self.sync_at(&mut desk, session, specs, mode)?;
+        Ok(answers.collect())
     }
 
     /// As [`sync`](Domain::sync), at a desk that is kept from one batch to the next. Parts may
@@ -610,13 +615,14 @@ impl Domain {
         session: SessionId,
         specs: &[SyncSpec],
         mode: BatchMode,
-    ) -> Result<&'k mut Vec<Result<(), SyncError>>, BatchError<SyncError>> {
-        let Room { jobs, answers } = &mut desk.sync;
-        answers.clear();
-        let mut syncing = Syncing::begin(self, session, specs, mode, std::mem::take(jobs))?;
+    ) -> Result<impl ExactSizeIterator<Item = Result<(), SyncError>> + use<'k>, BatchError<SyncError>>
+    {
+        let room = desk.room_for_syncs();
+        let mut syncing = Syncing::begin(self, session, specs, mode, room)?;
         syncing.copy(mode)?;
-        *jobs = syncing.finish(answers);
-        Ok(answers)
+        desk.syncs = syncing.finish();
+        let synced = desk.syncs.drain(..);
+        Ok(synced.map(|entry| entry.map(|_| ())))
     }
 
     /// Ends what was visible and is not any more: it is free when nobody can

@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::chain::Link;
 use super::limbo::{Limbo, Retired, What};
 use super::log::{Change, ChangeLog, Listener};
 use super::made::Made;
@@ -110,8 +109,19 @@ pub(super) struct Shown {
     /// Its number.
     generation: u64,
     any: bool,
+    /// A session that is attached: of one batch all are the same one's.
+    known: Option<SessionId>,
     /// What is to be remembered of it, if anything is.
     added: Option<Vec<Entry>>,
+}
+
+impl Shown {
+    fn knows(&mut self, sessions: &BTreeMap<SessionId, Attached>, owner: SessionId) -> bool {
+        if self.known != Some(owner) && sessions.contains_key(&owner) {
+            self.known = Some(owner);
+        }
+        self.known == Some(owner)
+    }
 }
 
 /// What goes out of sight in one generation.
@@ -537,6 +547,8 @@ impl State {
     ) -> MappingId {
         let id = MappingId::new(self.next_mapping);
         self.next_mapping += 1;
+        let lease = matches!(kind, HeldKind::Lease).then_some(granules);
+        let link = owner.map(|owner| self.link(owner, granules.start(), lease));
         let held = Held {
             id,
             owner,
@@ -548,16 +560,12 @@ impl State {
             since: None,
             scrub: false,
             blocked_by: None,
-            link: Link::default(),
+            link: link.unwrap_or_default(),
             kind,
         };
-        let is_lease = held.is_lease();
         self.held.insert(granules.start(), held);
-        if is_lease {
+        if let Some(granules) = lease {
             self.leases.add(granules);
-        }
-        if let Some(owner) = owner {
-            self.link(owner, granules.start());
         }
         id
     }
@@ -581,6 +589,7 @@ impl State {
         Shown {
             generation: self.iotlb.generation() + 1,
             any: false,
+            known: None,
             added: self.log.as_ref().map(|_| Vec::new()),
         }
     }
@@ -593,14 +602,15 @@ impl State {
         bounce: &mut Option<Bounce>,
         shown: &mut Shown,
     ) -> Result<(), Denied> {
-        let held = &self.held[&at];
+        let held = self.held.get_mut(at);
+        let held = held.expect("whoever is in transit keeps its record");
         if let Some(session) = held
             .owner
-            .filter(|owner| !self.sessions.contains_key(owner))
+            .filter(|owner| !shown.knows(&self.sessions, *owner))
         {
             return Err(Denied::SessionEnded { session });
         }
-        if self.has_outlived_a_reset(at) {
+        if held.outlived(self.bounce_epoch) {
             return Err(Denied::BounceReset);
         }
         let aperture = layout
@@ -619,13 +629,12 @@ impl State {
             },
             perm: held.perm(),
         };
-        self.iotlb.enter_reserved(entry);
-        let held = self.held_mut(at);
         held.put_bounce(bounce.take());
         let was = std::mem::replace(&mut held.phase, Phase::Live);
         // One that is put back has been seen before.
         held.since.get_or_insert(shown.generation);
         self.hidden -= usize::from(was == Phase::Draining);
+        self.iotlb.enter_reserved(entry);
         shown.any = true;
         if let Some(added) = &mut shown.added {
             added.push(entry);
@@ -648,25 +657,41 @@ impl State {
         session: SessionId,
         spec: &UnmapSpec,
     ) -> Result<DrainJob, UnmapError> {
-        if let Some(marked) = self.marked(session, spec) {
-            marked.bytes_back(spec)?;
-            return Err(UnmapError::Duplicate { id: spec.id });
-        }
-        let (held, bounce) = self.streaming_of(session, spec.iova, spec.id)?;
+        let held = self.held.get_mut(spec.iova);
+        let held = held.filter(|held| held.is_live_as(session, spec.iova, spec.id));
+        let Some(held) = held else {
+            return Err(self.why_not_drained(session, spec));
+        };
         if held.syncs > 0 {
             return Err(UnmapError::Busy {
                 id: spec.id,
                 syncs: held.syncs,
             });
         }
-        let job = DrainJob {
+        let missing = MappingMissing::NoSuchMapping {
+            iova: spec.iova,
+            id: spec.id,
+        };
+        let bytes_back = held.bounce().ok_or(missing)?.bytes_back(spec)?;
+        held.phase = Phase::Draining;
+        Ok(DrainJob {
             at: held.granules.start(),
             iova: spec.iova,
-            bytes_back: bounce.bytes_back(spec)?,
+            bytes_back,
             bounce: None,
-        };
-        self.held_mut(job.at).phase = Phase::Draining;
-        Ok(job)
+        })
+    }
+
+    #[cold]
+    fn why_not_drained(&self, session: SessionId, spec: &UnmapSpec) -> UnmapError {
+        if let Some(marked) = self.marked(session, spec) {
+            let misused = marked.bytes_back(spec).err();
+            return misused.unwrap_or(UnmapError::Duplicate { id: spec.id });
+        }
+        match self.streaming_of(session, spec.iova, spec.id) {
+            Err(missing) => missing.into(),
+            Ok(_) => unreachable!("it is live, and would be drained"),
+        }
     }
 
     /// The transfer of a mapping that is marked by the batch that has the lock: then, and only then,
@@ -717,8 +742,7 @@ impl State {
 
     /// Was the bounce aperture reset while this was in transit?
     pub(super) fn has_outlived_a_reset(&self, at: Iova) -> bool {
-        let held = &self.held[&at];
-        held.aperture() == ApertureKind::Bounce && held.epoch != self.bounce_epoch
+        self.held[&at].outlived(self.bounce_epoch)
     }
 
     /// What has just been done, and is to be waited for.
@@ -914,9 +938,10 @@ impl State {
     }
 
     fn wait_for_readers(&mut self, at: Iova, scrub: bool) -> Option<Bounce> {
-        let scrub = scrub || self.has_outlived_a_reset(at);
         let removed = self.iotlb.generation();
+        let epoch = self.bounce_epoch;
         let held = self.held_mut(at);
+        let scrub = scrub || held.outlived(epoch);
         let used = held.uses();
         held.scrub = scrub;
         held.phase = Phase::Invalidating;
@@ -931,14 +956,14 @@ impl State {
                 since: held.since.expect("it was visible"),
             },
         };
-        if held.is_lease() {
-            let granules = held.granules;
+        let bounce = held.take_bounce();
+        let lease = held.is_lease().then_some(held.granules);
+        if let Some(granules) = lease {
             self.leases.subtract(granules);
         }
         if let Some(memory) = used {
             self.count_down(memory);
         }
-        let bounce = self.held_mut(at).take_bounce();
         self.limbo.push(retired);
         bounce
     }
@@ -993,8 +1018,10 @@ impl State {
             reach,
         } = retired;
         let blocker = self.readers.blocker(removed, reach);
+        let mut sweep = None;
         if let What::Granules { at, .. } = what {
             let held = self.held_mut(at);
+            sweep = held.scrub.then(|| (held.aperture(), held.granules));
             held.blocked_by = blocker;
             held.phase = match blocker {
                 Some(_) => Phase::Quarantined,
@@ -1005,10 +1032,9 @@ impl State {
             let account = self.readers.account(ghost).expect("a ghost is known");
             return self.limbo.hold_back(ghost, account, retired);
         }
-        match what {
-            What::Granules { at, .. } if self.held[&at].scrub => {
+        match (what, sweep) {
+            (What::Granules { at, .. }, Some((kind, granules))) => {
                 self.limbo.begin_sweep(removed);
-                let (kind, granules) = (self.held[&at].aperture(), self.held[&at].granules);
                 freed.sweeps.push(Sweep {
                     at,
                     kind,
@@ -1016,10 +1042,10 @@ impl State {
                     removed,
                 });
             }
-            What::Granules { at, .. } => self.release_retired(at),
-            What::Place(at) => freed.places.push(self.limbo.take_place(at)),
-            What::Slot(region) => *self.slot_mut(region) = Slot::Free,
-            What::Use => self.limbo.use_ended(),
+            (What::Granules { at, .. }, None) => self.release_retired(at),
+            (What::Place(at), _) => freed.places.push(self.limbo.take_place(at)),
+            (What::Slot(region), _) => *self.slot_mut(region) = Slot::Free,
+            (What::Use, _) => self.limbo.use_ended(),
         }
     }
 
@@ -1032,11 +1058,10 @@ impl State {
     }
 
     fn release_retired(&mut self, at: Iova) {
-        let (kind, granules) = (self.held[&at].aperture(), self.held[&at].granules);
-        let bytes = granules.len_bytes().unwrap_or(u64::MAX);
-        self.limbo.granules_left(kind, bytes);
         // It keeps nothing of a client any more, and may be dropped here.
-        drop(self.release(at));
+        let held = self.release(at);
+        let bytes = held.granules.len_bytes().unwrap_or(u64::MAX);
+        self.limbo.granules_left(held.aperture(), bytes);
     }
 
     /// Frees the granules. The record is for the caller to drop, without the lock.

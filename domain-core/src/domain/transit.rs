@@ -143,15 +143,9 @@ impl<'d> Making<'d> {
         settle(mode, &mut self.entries)
     }
 
-    /// What became of each; and the room.
-    pub(super) fn finish(
-        mut self,
-        answers: &mut Vec<Result<Mapped, MapError>>,
-    ) -> Vec<Result<Made, MapError>> {
-        let mut entries = std::mem::take(&mut self.entries);
-        let answer = |entry: Result<Made, MapError>| entry.map(|made| made.mapped());
-        answers.extend(entries.drain(..).map(answer));
-        entries
+    /// What became of each.
+    pub(super) fn finish(mut self) -> Vec<Result<Made, MapError>> {
+        std::mem::take(&mut self.entries)
     }
 
     #[cfg(test)]
@@ -304,15 +298,9 @@ impl<'d> Draining<'d> {
         self.domain.settle_with(crew, state, Vec::new());
     }
 
-    /// Bytes that flowed back of each, or why it was refused; and the room.
-    pub(super) fn finish(
-        mut self,
-        answers: &mut Vec<Result<u64, UnmapError>>,
-    ) -> Vec<Result<DrainJob, UnmapError>> {
-        let mut entries = std::mem::take(&mut self.entries);
-        let answer = |entry: Result<DrainJob, UnmapError>| entry.map(|job| job.bytes_back);
-        answers.extend(entries.drain(..).map(answer));
-        entries
+    /// What became of each.
+    pub(super) fn finish(mut self) -> Vec<Result<DrainJob, UnmapError>> {
+        std::mem::take(&mut self.entries)
     }
 }
 
@@ -373,16 +361,11 @@ impl<'d> Syncing<'d> {
         advance(mode, &Alone, &mut self.entries, &step)
     }
 
-    /// What became of each; and the room.
-    pub(super) fn finish(
-        mut self,
-        answers: &mut Vec<Result<(), SyncError>>,
-    ) -> Vec<Result<SyncJob, SyncError>> {
+    /// What became of each.
+    pub(super) fn finish(mut self) -> Vec<Result<SyncJob, SyncError>> {
         self.domain.end_syncs(self.entries.iter().flatten());
         self.armed = false;
-        let mut entries = std::mem::take(&mut self.entries);
-        answers.extend(entries.drain(..).map(|entry| entry.map(|_| ())));
-        entries
+        std::mem::take(&mut self.entries)
     }
 }
 

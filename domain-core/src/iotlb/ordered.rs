@@ -100,8 +100,12 @@ impl Ordered {
         let packed = match &mut self.entries {
             Entries::Anywhere(by_start) => by_start.remove(&start)?,
             Entries::Within(by_granule) => {
-                by_granule.get(start).filter(|(at, _)| *at == start)?;
-                by_granule.remove(start)?.1
+                let (at, packed) = by_granule.remove(start)?;
+                if at != start {
+                    by_granule.insert(at, (at, packed));
+                    return None;
+                }
+                packed
             }
         };
         Some(packed.unpack(start, self.granule))

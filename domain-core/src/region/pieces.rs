@@ -102,6 +102,14 @@ impl Pieces {
     /// Whether all of `len` bytes at `offset` lie in adjacent pieces that allow `wanted`. An empty
     /// span always does.
     pub(super) fn check(&self, offset: u64, len: u64, wanted: Access) -> Result<(), AccessError> {
+        // Mostly there is one, and all of it may be used.
+        if let [only] = &self.0[..]
+            && only.offset_bytes <= offset
+            && offset.checked_add(len).is_some_and(|end| end <= only.end())
+            && only.access.allows(wanted)
+        {
+            return Ok(());
+        }
         let mut missing = offset;
         let mut left = len;
         let mut next = self.0.partition_point(|piece| piece.end() <= offset);

@@ -21,7 +21,7 @@ pub(super) fn map(session: &Live, request: &v1::MapRequest) -> Result<v1::MapRes
     let results = batch::run(entries, *partial, convert::map_spec, |specs, mode| {
         let mut desk = Desk::default();
         let mapped = core.map_at(&mut desk, session.id, specs, mode, Copiers::shared());
-        mapped.map(std::mem::take)
+        mapped.map(Iterator::collect)
     })?;
     let results = results.map(|outcome| v1::MapResult {
         outcome: Some(outcome.into()),
@@ -43,7 +43,7 @@ pub(super) fn unmap(
     let results = batch::run(entries, *partial, parse, |specs, mode| {
         let mut desk = Desk::default();
         let ended = core.unmap_at(&mut desk, session.id, specs, mode, Copiers::shared());
-        ended.map(std::mem::take)
+        ended.map(Iterator::collect)
     })?;
     let results = results.map(v1::UnmapResult::from).collect();
     Ok(v1::UnmapResponse { results })

@@ -344,12 +344,11 @@ impl Lanes {
 fn answered<S: Piped, E>(
     batch: &PipelineBatch<'_>,
     refused: &mut Vec<v1::EntryRefusal>,
-    results: &mut Vec<Result<S::Outcome, E>>,
+    results: impl Iterator<Item = Result<S::Outcome, E>>,
 ) -> v1::PipelineResponse
 where
     Refusal: From<E>,
 {
-    let results = results.drain(..);
     let results = results.map(|result| result.map_err(Refusal::from));
     let mut response = take();
     batch.answer::<S>(refused, results, &mut response);

@@ -313,7 +313,7 @@ fn a_crew_copies_what_one_thread_would() {
         .map(|page| buffer.spec(page * P + 7, P - 9, Direction::Bidirectional))
         .collect();
     let mapped = domain.map_at(&mut desk, DRIVER, &specs, ALL, &Threads);
-    let mapped: Vec<_> = mapped.unwrap().drain(..).map(Result::unwrap).collect();
+    let mapped: Vec<_> = mapped.unwrap().map(Result::unwrap).collect();
     for (mapped, page) in mapped.iter().zip(0..) {
         let expected = buffer.bytes(page * P + 7, P - 9);
         assert_eq!(seen(&domain, visible(*mapped)), expected);
@@ -321,7 +321,7 @@ fn a_crew_copies_what_one_thread_would() {
     }
     let ends: Vec<_> = mapped.iter().map(|mapped| ending(*mapped)).collect();
     let ended = domain.unmap_at(&mut desk, DRIVER, &ends, ALL, &Threads);
-    assert!(ended.unwrap().iter().all(|bytes| matches!(bytes, Ok(4087))));
+    assert!(ended.unwrap().all(|bytes| matches!(bytes, Ok(4087))));
     for page in 0..60 {
         assert_eq!(buffer.bytes(page * P + 7, P - 9), pattern(P - 9, page));
     }
@@ -341,7 +341,7 @@ fn a_crew_that_fails_leaves_nothing_or_what_is_good() {
     buffer.seal_against_writing();
 
     let all = domain.unmap_at(&mut desk, DRIVER, &ends, ALL, &Threads);
-    assert!(matches!(all.unwrap_err().error, UnmapError::Copy { .. }));
+    assert!(matches!(all.err().unwrap().error, UnmapError::Copy { .. }));
     assert_eq!(table(&domain).1, before);
     let mut mixed = ends.clone();
     mixed
@@ -349,7 +349,7 @@ fn a_crew_that_fails_leaves_nothing_or_what_is_good() {
         .step_by(2)
         .for_each(|end| end.skip_sync = true);
     let some = domain.unmap_at(&mut desk, DRIVER, &mixed, PARTIAL, &Threads);
-    let some: Vec<_> = some.unwrap().iter().map(Result::is_ok).collect();
+    let some: Vec<_> = some.unwrap().map(|one| one.is_ok()).collect();
     assert!(some.iter().step_by(2).all(|ok| *ok) && !some.iter().skip(1).step_by(2).any(|ok| *ok));
     domain.check_invariants();
     assert_eq!(domain.usage().streaming, 30);

@@ -22,9 +22,7 @@ pub(super) fn filled(domain: &Domain, spec: MapSpec) -> Making<'_> {
 /// Its last step.
 pub(super) fn go_live(mut made: Making<'_>) -> Result<Mapped, MapError> {
     made.go_live(ALL).map_err(|refused| refused.error)?;
-    let mut answers = Vec::new();
-    made.finish(&mut answers);
-    answers.remove(0)
+    made.finish().remove(0).map(|made| made.mapped())
 }
 
 /// An unmap of the driver that is hidden and has copied nothing yet.
@@ -47,9 +45,7 @@ pub(super) fn copy_back(draining: &mut Draining<'_>) -> Result<(), UnmapError> {
 /// Its last step.
 pub(super) fn ended(domain: &Domain, mut draining: Draining<'_>) -> u64 {
     draining.end(domain.lock(), &Alone);
-    let mut answers = Vec::new();
-    draining.finish(&mut answers);
-    answers.remove(0).unwrap()
+    draining.finish().remove(0).unwrap().bytes_back
 }
 
 /// A sync of the driver that has been let in and has copied nothing yet.
