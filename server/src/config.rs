@@ -4,8 +4,10 @@
 
 use std::fs;
 use std::io;
+use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
@@ -25,6 +27,11 @@ pub const DEFAULT_FILE: &str = "/etc/domaind/domaind.toml";
 /// to run everybody, and who is not heard of for ten minutes is gone.
 const ACK_TIMEOUT_MS: RangeInclusive<u64> = 10..=600_000;
 const DEFAULT_ACK_TIMEOUT_MS: u64 = 5000;
+/// What [`Config::worker_threads`] may be.
+const WORKER_THREADS: RangeInclusive<u64> = 1..=256;
+/// More would do the calls of a node's control plane no faster, and each call that
+/// finds a sleeping one takes a core from a data plane: see ARCHITECTURE.md.
+const DEFAULT_WORKER_THREADS_MOST: usize = 8;
 
 /// The file that says nothing but the defaults, for people to start from.
 pub const DEFAULT_CONFIG: &str = r#"# domaind.toml. Every setting is also a flag and a variable: [log] format is
@@ -44,6 +51,8 @@ config_version = 1
 [server]
 # Group that may enter public/ and connect to its sockets. Unset: the daemon's.
 #client_gid = 4242
+# Threads that serve calls, 1 to 256. Unset: one for each core, at most 8.
+#worker_threads = 8
 
 [limits]
 # Bytes of regions that all domains together may have. Unset: half of the
@@ -75,6 +84,8 @@ pub struct Config {
     pub runtime_dir: RuntimeDir,
     /// Group of the public directory and its sockets; `None`: the daemon's.
     pub client_gid: Option<u32>,
+    /// Threads of the runtime that serves calls; for whoever makes the runtime.
+    pub worker_threads: usize,
     /// Bytes of regions that all domains together may have.
     pub region_bytes: u64,
     /// How long a session may take to acknowledge a removal before it is ended.
@@ -128,6 +139,10 @@ pub struct ConfigArgs {
     /// Group that may connect to the public sockets
     #[arg(long, env = "DOMAIND_SERVER_CLIENT_GID", value_name = "GID")]
     pub server_client_gid: Option<u32>,
+    /// Threads that serve calls [default: one for each core, at most 8]
+    #[arg(long, env = "DOMAIND_SERVER_WORKER_THREADS", value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(WORKER_THREADS))]
+    pub server_worker_threads: Option<u64>,
     /// Bytes of regions that all domains together may have [default: half of the memory]
     #[arg(long, env = "DOMAIND_LIMITS_REGION_BYTES", value_name = "BYTES")]
     pub limits_region_bytes: Option<u64>,
@@ -188,6 +203,12 @@ pub enum ConfigError {
         ACK_TIMEOUT_MS.end()
     )]
     AckTimeout { path: PathBuf, found: u64 },
+    #[error(
+        "{path:?}: server.worker_threads is {found}, it must be {} to {}",
+        WORKER_THREADS.start(),
+        WORKER_THREADS.end()
+    )]
+    WorkerThreads { path: PathBuf, found: u64 },
     #[error("{path:?}: config_version is {found}, this daemon reads version 1")]
     Version { path: PathBuf, found: i64 },
     #[error(transparent)]
@@ -211,6 +232,7 @@ struct File {
 #[serde(deny_unknown_fields, default)]
 struct ServerTable {
     client_gid: Option<u32>,
+    worker_threads: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -235,11 +257,12 @@ struct LogTable {
 }
 
 /// Every key that a file may have.
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "config_version",
     "runtime_dir",
     "poison",
     "server.client_gid",
+    "server.worker_threads",
     "limits.region_bytes",
     "limits.ack_timeout_ms",
     "policy.advisory_read_only",
@@ -261,6 +284,11 @@ impl Config {
         Config {
             runtime_dir,
             client_gid: args.server_client_gid.or(file.server.client_gid),
+            worker_threads: args
+                .server_worker_threads
+                .or(file.server.worker_threads)
+                .and_then(|threads| usize::try_from(threads).ok())
+                .unwrap_or_else(default_worker_threads),
             region_bytes: args
                 .limits_region_bytes
                 .or(file.limits.region_bytes)
@@ -288,6 +316,11 @@ impl Config {
             poison: flag(args.poison, file.poison),
         }
     }
+}
+
+fn default_worker_threads() -> usize {
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    cores.min(DEFAULT_WORKER_THREADS_MOST)
 }
 
 impl ConfigArgs {
@@ -341,6 +374,10 @@ impl File {
         let ack_timeout_ms = file.limits.ack_timeout_ms;
         if let Some(found) = ack_timeout_ms.filter(|found| !ACK_TIMEOUT_MS.contains(found)) {
             return Err(ConfigError::AckTimeout { path, found });
+        }
+        let worker_threads = file.server.worker_threads;
+        if let Some(found) = worker_threads.filter(|found| !WORKER_THREADS.contains(found)) {
+            return Err(ConfigError::WorkerThreads { path, found });
         }
         Ok(file)
     }
@@ -433,6 +470,25 @@ mod tests {
         assert_eq!(ack_timeout(&[], text), 250);
         let flag = "--limits-ack-timeout-ms=600000";
         assert_eq!(ack_timeout(&[flag], text), 600_000);
+    }
+
+    #[test]
+    fn there_is_a_worker_for_each_core_up_to_eight_unless_it_is_said() {
+        let workers = |args: &[&str], text| {
+            let args = Flags::parse_from(["domaind"].iter().chain(args)).args;
+            merged(&args, text).worker_threads
+        };
+        let text = "[server]\nworker_threads = 3";
+        assert!((1..=8).contains(&workers(&[], "")));
+        assert_eq!(workers(&[], text), 3);
+        assert_eq!(workers(&["--server-worker-threads=256"], text), 256);
+        for wrong in [0, 257] {
+            let parsed = parse(&format!("[server]\nworker_threads = {wrong}"));
+            let refused = parsed.err().unwrap();
+            assert!(matches!(refused, ConfigError::WorkerThreads { found, .. } if found == wrong));
+            let flag = format!("--server-worker-threads={wrong}");
+            assert!(Flags::try_parse_from(["domaind", &flag]).is_err());
+        }
     }
 
     #[test]

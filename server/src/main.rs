@@ -76,6 +76,7 @@ fn serve(args: &ConfigArgs) -> anyhow::Result<()> {
         .context("PR_SET_DUMPABLE")?;
     raise_fd_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads)
         .enable_all()
         .build()
         .context("the runtime")?;

@@ -12,6 +12,7 @@ use tokio::time::{sleep_until, timeout_at};
 use super::{Over, explain, send};
 use crate::live::Live;
 use crate::reader::Patience;
+use crate::signal::Changes;
 
 /// Changes that are looked at in one go.
 const CHANGES: usize = 64;
@@ -36,7 +37,9 @@ pub(super) async fn tell(
         held: None,
     };
     let mut patience = Patience::new(ack_timeout);
-    let mut changes = live.domain.signal.subscribe();
+    // Who wants to know nothing is not rung for: every map and unmap would.
+    let wants = live.wants.any();
+    let mut changes = wants.then(|| live.domain.signal.subscribe());
     loop {
         let owed = live.domain.core.owed(live.id);
         let deadline = owed.as_ref().map(|owed| patience.until(owed.acked));
@@ -55,9 +58,18 @@ pub(super) async fn tell(
         }
         tokio::select! {
             () = live.reader.rung() => {}
-            _ = changes.changed(), if live.wants.any() => {}
+            () = heard(changes.as_mut()) => {}
             () = sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() => return fenced(),
         }
+    }
+}
+
+/// Resolves when something has changed, for who wants to know.
+async fn heard(changes: Option<&mut Changes>) {
+    match changes {
+        // A domain is there as long as it has sessions.
+        Some(changes) => _ = changes.changed().await,
+        None => std::future::pending().await,
     }
 }
 
