@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use domain_core::addr::Iova;
+use domain_core::iotlb::Barrier;
 use domain_core::region::SharedSlice;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -476,12 +477,22 @@ impl Inner {
 
     /// Takes back what other threads keep that are doing nothing with it right now.
     fn drain(&self, heap: &mut Heap<Lease>, epoch: u64, which: impl Fn(&Cache) -> bool) {
-        for (slot, cache) in self.caches.iter().enumerate() {
-            let Some(cache) = cache.get().filter(|cache| which(cache)) else {
-                continue;
-            };
-            let is_pinned = || self.live().pins.is_pinned(slot);
-            cache.drain(epoch, is_pinned, &mut |class, unit| heap.give(class, unit));
+        let used = self.caches.iter().map(OnceLock::get);
+        let used = used.map(|cache| cache.filter(|cache| which(cache)));
+        let seized: Vec<_> = used.map(|cache| cache.map(|cache| cache.seize())).collect();
+        if seized.iter().all(Option::is_none) {
+            return;
+        }
+        // One for all of them. Without it nobody is known to do nothing.
+        let Some(barrier) = Barrier::run() else {
+            return;
+        };
+        for (slot, seized) in seized.into_iter().enumerate() {
+            if let Some(seized) = seized
+                && !self.live().pins.is_pinned(slot, &barrier)
+            {
+                seized.empty(epoch, &mut |class, unit| heap.give(class, unit));
+            }
         }
     }
 
