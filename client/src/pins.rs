@@ -2,8 +2,8 @@
 //!
 //! A thread pins before it walks the table and unpins when it is done with what it found. The first
 //! pin of a thread gives it a slot of the [session page](domain_core::iotlb::page) of its own, which
-//! it keeps until it ends; from then on a pin is a look at a thread-local, a store, and a fence, and
-//! not even that where the kernel can [fence for it](domain_core::iotlb::barrier). No
+//! it keeps until it ends; from then on a pin is a look at a thread-local, a store, and a fence, which it
+//! could be [spared](domain_core::iotlb::barrier). No
 //! thread writes what another one writes. Only when more than [`OWN_SLOTS`] threads live at once do
 //! the others share the last slot, behind a lock.
 
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use domain_core::iotlb::page::SLOTS;
+use domain_core::iotlb::page::{OwnSlot as PageSlot, SLOTS};
 use domain_core::iotlb::{Barrier, Registered, SessionPage, Unfenced};
 use domain_core::region::SharedWords;
 use tokio::sync::Notify;
@@ -118,6 +118,34 @@ impl Pins {
             return None;
         }
         Some(guard)
+    }
+
+    /// As [`Pins::pin`], for a thread that pinned this session last, and has nothing of it pinned now: nearly
+    /// always. `None` otherwise, and then nothing is pinned.
+    #[inline(always)]
+    pub(crate) fn pin_alone(&self, view: u64) -> Option<PinAlone<'_>> {
+        let (id, number) = LAST.get();
+        if id != self.id {
+            return None;
+        }
+        let nested = &self.nested.get(number)?.0;
+        let slot = self.page.own_slot(number)?;
+        if slot.is_pinned() {
+            return None;
+        }
+        slot.enter(view, self.unfenced.get().copied());
+        let pin = PinAlone {
+            pins: self,
+            slot,
+            nested,
+            number,
+            view,
+            stays_on_its_thread: PhantomData,
+        };
+        match self.closed.load(Relaxed) {
+            true => None,
+            false => Some(pin),
+        }
     }
 
     /// Might pins do without fences, once this process is registered?
@@ -327,6 +355,53 @@ impl Pins {
     fn desk(&self) -> MutexGuard<'_, Desk> {
         // Nothing panics in the middle of a change.
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// As a [`PinGuard`], where nothing else of its thread is pinned when it is made: it knows what it wrote, and
+/// looks nothing up again.
+#[derive(Debug)]
+#[must_use = "what is found after it is dropped may be anything"]
+pub(crate) struct PinAlone<'p> {
+    pins: &'p Pins,
+    slot: PageSlot<'p>,
+    nested: &'p AtomicU32,
+    number: usize,
+    view: u64,
+    stays_on_its_thread: PhantomData<*const ()>,
+}
+
+impl PinAlone<'_> {
+    /// The slot of its thread.
+    #[inline(always)]
+    pub(crate) fn slot(&self) -> usize {
+        self.number
+    }
+
+    /// As [`Pins::is_fenced`].
+    #[inline(always)]
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.slot.is_fenced()
+    }
+
+    /// As [`Pins::revocations`].
+    #[inline(always)]
+    pub(crate) fn revocations(&self) -> u64 {
+        self.slot.revocations()
+    }
+}
+
+impl Drop for PinAlone<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        match self.nested.load(Relaxed) {
+            0 => {
+                self.slot.leave();
+                self.pins.left(Some(self.view));
+            }
+            // A waker that ran meanwhile has pinned, and kept it.
+            others => self.nested.store(others - 1, Relaxed),
+        }
     }
 }
 
@@ -668,6 +743,26 @@ mod tests {
         drop(after);
         assert_eq!(service.oldest(&barrier()), None);
         assert!(!pins.may_omit_fences(), "it is done");
+    }
+
+    #[test]
+    fn a_pin_alone_is_one_for_a_thread_that_holds_nothing() {
+        let (service, pins) = session();
+        assert!(pins.pin_alone(1).is_none(), "it has no slot yet");
+        drop(pins.pin(1).unwrap());
+
+        let alone = pins.pin_alone(4).unwrap();
+        assert_eq!(service.oldest(&barrier()), Some(4));
+        assert!(pins.pin_alone(5).is_none(), "not alone");
+        let outlives = pins.pin(5).unwrap();
+        drop(alone);
+        assert_eq!(service.oldest(&barrier()), Some(4), "the older view stays");
+        drop(outlives);
+        assert_eq!(service.oldest(&barrier()), None);
+
+        pins.close();
+        assert!(pins.pin_alone(7).is_none());
+        assert_eq!(service.oldest(&barrier()), None);
     }
 
     #[test]

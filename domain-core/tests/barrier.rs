@@ -107,7 +107,7 @@ fn between_threads(promises: bool, registers: bool, rounds: u64, barrier: fn()) 
 fn is_to_be_had() -> bool {
     let reaches = Barrier::reaches_others();
     if !reaches {
-        eprintln!("no membarrier here: pins have their fences");
+        eprintln!("membarrier is not to be had, or not relied on: pins have their fences");
     }
     reaches
 }

@@ -3,7 +3,6 @@
 
 use std::os::fd::AsFd;
 
-use domain_core::iotlb::Barrier;
 use rustix::fs::{MemfdFlags, fstatfs, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
@@ -29,9 +28,6 @@ pub struct Features {
     /// pidfds with inodes of their own (Linux 6.9). Without them processes are
     /// told apart by pid and start time.
     pub pidfd_inode: bool,
-    /// Barriers in other processes (`membarrier`, Linux 4.16). Without them pins of clients
-    /// have a fence each.
-    pub membarrier: bool,
 }
 
 impl Features {
@@ -43,7 +39,6 @@ impl Features {
             peer_pidfd: has_peer_pidfd(),
             pass_rights_off: has_pass_rights(),
             pidfd_inode: has_pidfd_inode(),
-            membarrier: Barrier::reaches_others(),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | 1 | 0 while the session lives; fenced: its last generation + 1. Written by the service, once |
 //! | 2 | how many slots were ever used, at most [`SLOTS`]. Written by the client before it uses one |
 //! | 3 | how many times the service took leases of this session away. Written by the service |
-//! | 4 | 1: the service runs a [`Barrier`] before it looks at slots. Written by the service, before the client has the page; 0 from services that know nothing of it |
+//! | 4 | 1: the service runs a [`Barrier`] that reaches other processes before it looks at slots. Written by the service, before the client has the page. Always 0 so far: see [`barrier`](super::barrier) |
 //! | 8 (i + 1) | slot i, in a cache line of its own. 0: not pinned; else the view + 1. One thread at a time writes it |
 //!
 //! # Why it is enough
@@ -53,7 +53,10 @@ use ::loom::sync::atomic::fence;
 
 use super::barrier::{Barrier, Registered, Unfenced};
 use super::words::{HeapWords, LoadWord, WordSink, WordSource};
-use crate::region::{Access, Backing, Grant, Region, RegionError, SharedCell, SharedU64Mut};
+use crate::region::{
+    Access, Backing, Grant, Region, RegionError, SharedCell, SharedCellsMut, SharedU64Mut,
+    SharedWords,
+};
 
 /// Words of a session page. Few under loom, whose every word is a model.
 pub const WORDS: usize = if cfg!(loom) { 12 } else { 512 };
@@ -288,6 +291,64 @@ impl<W: WordSink> SessionPage<W> {
     }
 }
 
+/// A slot of the client's page with all that a pin looks at, found once.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnSlot<'p> {
+    words: SharedCellsMut<'p, WORDS>,
+    slot: SharedU64Mut<'p>,
+}
+
+impl SessionPage<SharedWords> {
+    /// A slot of this thread; `None` if there is no such slot.
+    #[inline(always)]
+    #[must_use]
+    pub fn own_slot(&self, slot: usize) -> Option<OwnSlot<'_>> {
+        let words = self.words.first_cells_mut::<WORDS>()?;
+        let slot = (slot < SLOTS).then(|| words.word_mut(slot_word(slot)))?;
+        Some(OwnSlot { words, slot })
+    }
+}
+
+impl OwnSlot<'_> {
+    /// Does it hold a view?
+    #[inline(always)]
+    #[must_use]
+    pub fn is_pinned(self) -> bool {
+        // Nobody but this thread writes it.
+        self.slot.load(Ordering::Relaxed) != 0
+    }
+
+    /// As [`SessionPage::enter`], or as [`SessionPage::enter_unfenced`].
+    #[inline(always)]
+    pub fn enter(self, view: u64, unfenced: Option<Unfenced>) {
+        self.slot.store(view.saturating_add(1), Release);
+        match unfenced {
+            Some(unfenced) => unfenced.fence(),
+            None => fence(SeqCst),
+        }
+    }
+
+    /// As [`SessionPage::leave`].
+    #[inline(always)]
+    pub fn leave(self) {
+        self.slot.store(0, Release);
+    }
+
+    /// As [`SessionPage::is_fenced`].
+    #[inline(always)]
+    #[must_use]
+    pub fn is_fenced(self) -> bool {
+        self.words.word_mut(FENCE_WORD).load(Ordering::Acquire) != 0
+    }
+
+    /// As [`SessionPage::revocations`].
+    #[inline(always)]
+    #[must_use]
+    pub fn revocations(self) -> u64 {
+        self.words.word_mut(REVOKED_WORD).load(Ordering::Acquire)
+    }
+}
+
 /// The memory of a session page that the service makes.
 #[derive(Debug)]
 pub struct PageRegion(Region);
@@ -348,7 +409,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::region::{SharedMemory, SharedWords};
+    use crate::region::SharedMemory;
 
     fn heap() -> SessionPage {
         SessionPage::format(HeapWords::new(WORDS))

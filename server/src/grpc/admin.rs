@@ -39,7 +39,6 @@ impl AdminService for Admin {
             peer_pidfd,
             pass_rights_off,
             pidfd_inode,
-            membarrier,
         } = self.identity.features;
         Ok(Response::new(v1::Info {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -52,7 +51,6 @@ impl AdminService for Admin {
                 peer_pidfd,
                 pass_rights_off,
                 pidfd_inode,
-                membarrier,
             }),
             domains: count(totals.domains),
             sessions: count(totals.sessions),

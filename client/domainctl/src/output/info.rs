@@ -14,7 +14,6 @@ impl View for v1::Info {
         let features = self.features.unwrap_or_default();
         sheet
             .title("Kernel")
-            .under("membarrier (4.16)", yes_no(features.membarrier))
             .under("MFD_NOEXEC_SEAL (6.3)", yes_no(features.memfd_noexec_seal))
             .under("SO_PEERPIDFD (6.5)", yes_no(features.peer_pidfd))
             .under("pidfd inodes (6.9)", yes_no(features.pidfd_inode))

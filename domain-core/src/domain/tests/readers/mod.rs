@@ -2,6 +2,7 @@
 
 mod acks;
 mod asks;
+mod barrier;
 mod direct;
 mod fences;
 mod ghosts;
