@@ -127,10 +127,10 @@ impl Live {
     /// and changes up to there are noted. `None` if nothing is due. Cancel safe.
     pub(crate) async fn ripe(&self) -> Option<u64> {
         let (first, last) = self.due().span()?;
-        self.pins.wait_until_newer(first).await;
+        let barrier = self.pins.wait_until_newer(first).await;
         // Not more than was noted before the look at the pins: a pin that is
         // newer than the look may use what was closed after it.
-        let oldest = self.pins.oldest();
+        let oldest = self.pins.oldest(&barrier);
         Some(oldest.map_or(last, |view| view.clamp(first, last)))
     }
 

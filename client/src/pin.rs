@@ -443,7 +443,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::time::{Duration, Instant};
 
-    use domain_core::iotlb::Target;
+    use domain_core::iotlb::{Barrier, Target};
     use domain_core::session::Role;
     use tokio::time::timeout;
 
@@ -704,13 +704,22 @@ mod tests {
         let pin = fake.session.pin().unwrap();
         let old = pin.view();
         let new = fake.memory.map(BOUNCE, 1, in_bounce(0), Perm::Read);
-        assert!(fake.memory.page.holds_older_than(new));
+        assert!(
+            fake.memory
+                .page
+                .holds_older_than(new, &Barrier::run().unwrap())
+        );
 
         let pin = pin.refresh().unwrap();
 
         assert!(pin.view() == new && old < new);
-        assert!(!fake.memory.page.holds_older_than(new));
-        assert_eq!(fake.memory.page.oldest(), Some(new));
+        assert!(
+            !fake
+                .memory
+                .page
+                .holds_older_than(new, &Barrier::run().unwrap())
+        );
+        assert_eq!(fake.memory.page.oldest(&Barrier::run().unwrap()), Some(new));
     }
 
     #[tokio::test]

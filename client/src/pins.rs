@@ -2,7 +2,8 @@
 //!
 //! A thread pins before it walks the table and unpins when it is done with what it found. The first
 //! pin of a thread gives it a slot of the [session page](domain_core::iotlb::page) of its own, which
-//! it keeps until it ends; from then on a pin is a look at a thread-local, a store, and a fence. No
+//! it keeps until it ends; from then on a pin is a look at a thread-local, a store, and a fence, which it
+//! could be [spared](domain_core::iotlb::barrier). No
 //! thread writes what another one writes. Only when more than [`OWN_SLOTS`] threads live at once do
 //! the others share the last slot, behind a lock.
 
@@ -10,11 +11,11 @@ use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use domain_core::iotlb::SessionPage;
-use domain_core::iotlb::page::SLOTS;
+use domain_core::iotlb::page::{OwnSlot as PageSlot, SLOTS};
+use domain_core::iotlb::{Barrier, Registered, SessionPage, Unfenced};
 use domain_core::region::SharedWords;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -36,6 +37,8 @@ pub(crate) struct Pins {
     /// Never given to another session of this process.
     id: u64,
     closed: AtomicBool,
+    /// Pins need no fence. Set once, at any moment: each thread begins when it sees it.
+    unfenced: OnceLock<Unfenced>,
     /// Whoever unpins a view before this wakes those who wait; 0 if nobody does.
     awaited: AtomicU64,
     /// A view before `awaited` has gone.
@@ -90,6 +93,7 @@ impl Pins {
             page,
             id: NEXT_ID.fetch_add(1, Relaxed),
             closed: AtomicBool::new(false),
+            unfenced: OnceLock::new(),
             awaited: AtomicU64::new(0),
             unpinned: Notify::new(),
             nested: std::array::from_fn(|_| Nested::default()),
@@ -116,9 +120,49 @@ impl Pins {
         Some(guard)
     }
 
+    /// As [`Pins::pin`], for a thread that pinned this session last, and has nothing of it pinned now: nearly
+    /// always. `None` otherwise, and then nothing is pinned.
+    #[inline(always)]
+    pub(crate) fn pin_alone(&self, view: u64) -> Option<PinAlone<'_>> {
+        let (id, number) = LAST.get();
+        if id != self.id {
+            return None;
+        }
+        let nested = &self.nested.get(number)?.0;
+        let slot = self.page.own_slot(number)?;
+        if slot.is_pinned() {
+            return None;
+        }
+        slot.enter(view, self.unfenced.get().copied());
+        let pin = PinAlone {
+            pins: self,
+            slot,
+            nested,
+            number,
+            view,
+            stays_on_its_thread: PhantomData,
+        };
+        match self.closed.load(Relaxed) {
+            true => None,
+            false => Some(pin),
+        }
+    }
+
+    /// Might pins do without fences, once this process is registered?
+    pub(crate) fn may_omit_fences(&self) -> bool {
+        self.page.promises_barrier() && self.unfenced.get().is_none()
+    }
+
+    /// From now on pins have no fence, if whoever looks at them makes up for it.
+    pub(crate) fn omit_fences(&self, process: Registered) {
+        if let Some(unfenced) = self.page.unfenced(process) {
+            let _ = self.unfenced.set(unfenced);
+        }
+    }
+
     /// The oldest view that a guard holds.
-    pub(crate) fn oldest(&self) -> Option<u64> {
-        self.page.oldest()
+    pub(crate) fn oldest(&self, barrier: &Barrier) -> Option<u64> {
+        self.page.oldest(barrier)
     }
 
     /// Has the daemon given the session up? Ask after each walk, and use what it found only if this
@@ -135,47 +179,64 @@ impl Pins {
         self.page.revocations()
     }
 
-    /// Is a thread pinned that has a slot of its own?
-    pub(crate) fn is_pinned(&self, slot: usize) -> bool {
+    /// Is a thread pinned that has a slot of its own? After whatever it must have seen if not, and a
+    /// barrier.
+    pub(crate) fn is_pinned(&self, slot: usize, _barrier: &Barrier) -> bool {
         self.page.view(slot).is_some()
     }
 
     /// Resolves when no guard holds a view older than `generation`. At once, mostly: then it does
     /// not yield. Threads that pin newer views are not slowed down by it. Cancel safe.
-    pub(crate) async fn wait_until_newer(&self, generation: u64) {
-        if !self.page.holds_older_than(generation) {
-            return;
+    ///
+    /// Answers the barrier behind which that was seen.
+    pub(crate) async fn wait_until_newer(&self, generation: u64) -> Barrier {
+        if let Some(barrier) = self.seen_newer(generation) {
+            return barrier;
         }
         let start = Instant::now();
         while start.elapsed() < YIELD_FOR {
             tokio::task::yield_now().await;
-            if !self.page.holds_older_than(generation) {
-                return;
+            if let Some(barrier) = self.seen_newer(generation) {
+                return barrier;
             }
         }
         loop {
             let unpinned = self.unpinned.notified();
             self.awaited.fetch_max(generation, Relaxed);
-            // With a fence between the two. There is none where a thread unpins, because that
-            // would cost more than all of it: one that unpins right now may tell nobody.
-            if !self.page.holds_older_than(generation) {
-                return;
+            // One that unpins right now may tell nobody: where a thread unpins there is no fence, because
+            // that would cost more than all of it, and what seems held is not worth a barrier.
+            if let Some(barrier) = self.seen_newer(generation) {
+                return barrier;
             }
             let _ = timeout(LOOK_EVERY, unpinned).await;
         }
     }
 
+    /// Does no guard hold a view older than `generation`? `None` also if no barrier is to be had.
+    fn seen_newer(&self, generation: u64) -> Option<Barrier> {
+        // What is held is mostly seen to be without a system call.
+        if self.page.is_seen_older_than(generation) {
+            return None;
+        }
+        let barrier = Barrier::run()?;
+        let is_newer = !self.page.holds_older_than(generation, &barrier);
+        is_newer.then_some(barrier)
+    }
+
     /// From now on nothing is pinned. Guards that there are stay: after this,
     /// [`Pins::wait_until_newer`] of `u64::MAX` waits for the last of them.
     pub(crate) fn close(&self) {
-        // Before the fence with which the page is looked at, as a pin stands before its own.
+        // Before the barrier with which the page is looked at, as a pin stands before its fence.
         self.closed.store(true, SeqCst);
     }
 
     #[inline(always)]
     fn pin_own(&self, slot: usize, view: u64) -> PinGuard<'_> {
         match self.page.view(slot) {
-            None => self.page.enter(slot, view),
+            None => match self.unfenced.get() {
+                Some(unfenced) => self.page.enter_unfenced(slot, view, *unfenced),
+                None => self.page.enter(slot, view),
+            },
             Some(_) => {
                 let nested = &self.nested[slot].0;
                 nested.store(nested.load(Relaxed) + 1, Relaxed);
@@ -297,6 +358,53 @@ impl Pins {
     }
 }
 
+/// As a [`PinGuard`], where nothing else of its thread is pinned when it is made: it knows what it wrote, and
+/// looks nothing up again.
+#[derive(Debug)]
+#[must_use = "what is found after it is dropped may be anything"]
+pub(crate) struct PinAlone<'p> {
+    pins: &'p Pins,
+    slot: PageSlot<'p>,
+    nested: &'p AtomicU32,
+    number: usize,
+    view: u64,
+    stays_on_its_thread: PhantomData<*const ()>,
+}
+
+impl PinAlone<'_> {
+    /// The slot of its thread.
+    #[inline(always)]
+    pub(crate) fn slot(&self) -> usize {
+        self.number
+    }
+
+    /// As [`Pins::is_fenced`].
+    #[inline(always)]
+    pub(crate) fn is_fenced(&self) -> bool {
+        self.slot.is_fenced()
+    }
+
+    /// As [`Pins::revocations`].
+    #[inline(always)]
+    pub(crate) fn revocations(&self) -> u64 {
+        self.slot.revocations()
+    }
+}
+
+impl Drop for PinAlone<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        match self.nested.load(Relaxed) {
+            0 => {
+                self.slot.leave();
+                self.pins.left(Some(self.view));
+            }
+            // A waker that ran meanwhile has pinned, and kept it.
+            others => self.nested.store(others - 1, Relaxed),
+        }
+    }
+}
+
 impl PinGuard<'_> {
     /// The slot of its thread; at least [`OWN_SLOTS`] if that has none of its own.
     #[inline]
@@ -391,7 +499,7 @@ impl Drop for OwnSlot {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
-    use std::sync::Barrier;
+    use std::sync::Barrier as StartLine;
     use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc;
     use std::thread;
@@ -417,6 +525,10 @@ mod tests {
         (service, Pins::new(page))
     }
 
+    fn barrier() -> Barrier {
+        Barrier::run().unwrap()
+    }
+
     fn slots_ever_used(pins: &Pins) -> usize {
         pins.desk().announced
     }
@@ -429,14 +541,19 @@ mod tests {
     #[test]
     fn the_service_sees_a_view_from_the_pin_to_the_drop() {
         let (service, pins) = session();
-        assert_eq!(service.oldest(), None);
+        assert_eq!(service.oldest(&barrier()), None);
 
         let guard = pins.pin(7).unwrap();
-        assert_eq!((service.oldest(), pins.oldest()), (Some(7), Some(7)));
-        assert!(service.holds_older_than(8) && !service.holds_older_than(7));
+        assert_eq!(
+            (service.oldest(&barrier()), pins.oldest(&barrier())),
+            (Some(7), Some(7))
+        );
+        assert!(
+            service.holds_older_than(8, &barrier()) && !service.holds_older_than(7, &barrier())
+        );
 
         drop(guard);
-        assert_eq!(service.oldest(), None);
+        assert_eq!(service.oldest(&barrier()), None);
     }
 
     #[test]
@@ -446,12 +563,12 @@ mod tests {
         let inner = pins.pin(9).unwrap();
 
         drop(outer);
-        assert_eq!(service.oldest(), Some(3));
+        assert_eq!(service.oldest(&barrier()), Some(3));
         drop(inner);
-        assert_eq!(service.oldest(), None);
+        assert_eq!(service.oldest(&barrier()), None);
 
         let _again = pins.pin(9).unwrap();
-        assert_eq!(service.oldest(), Some(9));
+        assert_eq!(service.oldest(&barrier()), Some(9));
     }
 
     #[test]
@@ -462,7 +579,7 @@ mod tests {
             on_a_thread(move || drop(pins.pin(view).unwrap()));
         }
         assert_eq!(slots_ever_used(&pins), 1);
-        assert_eq!(service.oldest(), None);
+        assert_eq!(service.oldest(&barrier()), None);
     }
 
     #[test]
@@ -472,13 +589,13 @@ mod tests {
         thread::scope(|scope| {
             let other = scope.spawn(|| {
                 let guard = pins.pin(10).unwrap();
-                assert_eq!(service.oldest(), Some(10));
+                assert_eq!(service.oldest(&barrier()), Some(10));
                 drop(guard);
             });
             other.join().unwrap();
         });
         assert_eq!(slots_ever_used(&pins), 2);
-        assert_eq!(service.oldest(), Some(20));
+        assert_eq!(service.oldest(&barrier()), Some(20));
     }
 
     #[test]
@@ -487,13 +604,19 @@ mod tests {
         let of_one = one.pin(1).unwrap();
         let of_other = other.pin(2).unwrap();
         let nested = one.pin(3).unwrap();
-        assert_eq!((one_page.oldest(), other_page.oldest()), (Some(1), Some(2)));
+        assert_eq!(
+            (one_page.oldest(&barrier()), other_page.oldest(&barrier())),
+            (Some(1), Some(2))
+        );
 
         drop(of_one);
         drop(of_other);
-        assert_eq!((one_page.oldest(), other_page.oldest()), (Some(1), None));
+        assert_eq!(
+            (one_page.oldest(&barrier()), other_page.oldest(&barrier())),
+            (Some(1), None)
+        );
         drop(nested);
-        assert_eq!(one_page.oldest(), None);
+        assert_eq!(one_page.oldest(&barrier()), None);
         assert_eq!((slots_ever_used(&one), slots_ever_used(&other)), (1, 1));
     }
 
@@ -503,7 +626,7 @@ mod tests {
             for view in 0..500 {
                 let (service, pins) = session();
                 let _guard = pins.pin(view).unwrap();
-                assert_eq!(service.oldest(), Some(view));
+                assert_eq!(service.oldest(&barrier()), Some(view));
             }
             assert_eq!(OWN.with(|own| own.0.borrow().len()), 1);
         });
@@ -525,7 +648,7 @@ mod tests {
     fn a_crowd_shares_the_last_slot_and_its_oldest_view_counts() {
         const CROWD: usize = 5;
         let (service, pins) = session();
-        let (pinned, go) = (Barrier::new(OWN_SLOTS + 1), Barrier::new(OWN_SLOTS + 1));
+        let (pinned, go) = (StartLine::new(OWN_SLOTS + 1), StartLine::new(OWN_SLOTS + 1));
         thread::scope(|scope| {
             for _ in 0..OWN_SLOTS {
                 scope.spawn(|| {
@@ -539,14 +662,14 @@ mod tests {
             let mut guards: Vec<_> = views.map(|view| (view, pins.pin(view).unwrap())).into();
             assert_eq!(slots_ever_used(&pins), SLOTS);
             for expected in [10, 10, 20, 30, 40] {
-                assert_eq!(service.oldest(), Some(expected));
+                assert_eq!(service.oldest(&barrier()), Some(expected));
                 let at = guards.iter().position(|(view, _)| *view == expected);
                 drop(guards.swap_remove(at.unwrap()));
             }
-            assert_eq!(service.oldest(), Some(100));
+            assert_eq!(service.oldest(&barrier()), Some(100));
             go.wait();
         });
-        assert_eq!(service.oldest(), None);
+        assert_eq!(service.oldest(&barrier()), None);
     }
 
     #[test]
@@ -554,7 +677,7 @@ mod tests {
         let (_service, pins) = session();
         let (end, ended) = mpsc::channel::<()>();
         let ended = Arc::new(Mutex::new(ended));
-        let started = Arc::new(Barrier::new(OWN_SLOTS + 1));
+        let started = Arc::new(StartLine::new(OWN_SLOTS + 1));
         let holders: Vec<_> = (0..OWN_SLOTS)
             .map(|_| {
                 let (pins, ended) = (Arc::clone(&pins), Arc::clone(&ended));
@@ -577,7 +700,11 @@ mod tests {
         let own = pins.pin(3).unwrap();
 
         assert!(own.at < OWN_SLOTS);
-        assert_eq!(pins.oldest(), Some(2), "the crowd's guard is still there");
+        assert_eq!(
+            pins.oldest(&barrier()),
+            Some(2),
+            "the crowd's guard is still there"
+        );
     }
 
     #[test]
@@ -588,10 +715,54 @@ mod tests {
         pins.close();
 
         assert!(pins.pin(5).is_none());
-        assert_eq!(service.oldest(), Some(4));
+        assert_eq!(service.oldest(&barrier()), Some(4));
         drop(held);
         assert!(pins.pin(6).is_none());
-        assert_eq!(service.oldest(), None);
+        assert_eq!(service.oldest(&barrier()), None);
+    }
+
+    #[test]
+    fn what_was_pinned_with_a_fence_is_unpinned_as_ever_and_the_next_pin_has_none() {
+        let (service, pins) = session();
+        let Some(process) = Registered::register() else {
+            return;
+        };
+        pins.omit_fences(process);
+        assert!(!pins.may_omit_fences() && pins.unfenced.get().is_none());
+        service.promise_barrier();
+        assert!(pins.may_omit_fences());
+
+        let before = pins.pin(4).unwrap();
+        pins.omit_fences(process);
+        let nested = pins.pin(5).unwrap();
+        assert_eq!(service.oldest(&barrier()), Some(4));
+        drop((before, nested));
+        let after = pins.pin(6).unwrap();
+
+        assert_eq!(service.oldest(&barrier()), Some(6));
+        drop(after);
+        assert_eq!(service.oldest(&barrier()), None);
+        assert!(!pins.may_omit_fences(), "it is done");
+    }
+
+    #[test]
+    fn a_pin_alone_is_one_for_a_thread_that_holds_nothing() {
+        let (service, pins) = session();
+        assert!(pins.pin_alone(1).is_none(), "it has no slot yet");
+        drop(pins.pin(1).unwrap());
+
+        let alone = pins.pin_alone(4).unwrap();
+        assert_eq!(service.oldest(&barrier()), Some(4));
+        assert!(pins.pin_alone(5).is_none(), "not alone");
+        let outlives = pins.pin(5).unwrap();
+        drop(alone);
+        assert_eq!(service.oldest(&barrier()), Some(4), "the older view stays");
+        drop(outlives);
+        assert_eq!(service.oldest(&barrier()), None);
+
+        pins.close();
+        assert!(pins.pin_alone(7).is_none());
+        assert_eq!(service.oldest(&barrier()), None);
     }
 
     #[test]
@@ -652,11 +823,29 @@ mod tests {
     }
 
     /// As the service does it: what is hidden is used for something else only when nobody holds a
-    /// view that could show it.
+    /// view that could show it. Whether the service can fence for others or not, and the session is
+    /// registered for that or not.
     #[test]
     fn nobody_who_is_pinned_sees_memory_that_is_used_for_something_else() {
+        for (promises, registers) in [(false, false), (false, true), (true, false), (true, true)] {
+            hide_and_use(promises, registers);
+        }
+    }
+
+    fn hide_and_use(promises: bool, registers: bool) {
         const ROUNDS: u64 = 3000;
         let (service, pins) = session();
+        if promises && Barrier::reaches_others() {
+            service.promise_barrier();
+        }
+        let registered = Registered::register().filter(|_| registers);
+        registered
+            .into_iter()
+            .for_each(|process| pins.omit_fences(process));
+        assert_eq!(
+            pins.unfenced.get().is_some(),
+            promises && registers && Barrier::reaches_others()
+        );
         let generation = AtomicU64::new(0);
         // Which of the two cells is visible, and whose round a cell belongs to: even, visible; odd,
         // used for something else.
@@ -679,7 +868,7 @@ mod tests {
                 cells[1 - old].store(round * 2, Relaxed);
                 visible.store(1 - old, std::sync::atomic::Ordering::Release);
                 generation.store(round, SeqCst);
-                while service.holds_older_than(round) {
+                while service.holds_older_than(round, &barrier()) {
                     thread::yield_now();
                 }
                 cells[old].store(round * 2 + 1, Relaxed);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use domain_core::addr::{Granule, Iova, IovaRange};
+use domain_core::iotlb::Registered;
 use domain_core::region::{Access, SharedU32, SharedU32Mut, SharedU64, SharedU64Mut};
 use domain_core::session::{Role, SessionId};
 use domaind_proto::frame::FrameSocket;
@@ -23,6 +24,7 @@ use crate::error::{EndReason, Ended, Error};
 use crate::handshake::{self, Attachment, Facts};
 use crate::live::Live;
 use crate::pin::Pin;
+use crate::pins::Pins;
 use crate::undo::{Reaper, Undo};
 
 /// How long a daemon may take to let a session in.
@@ -88,6 +90,7 @@ impl Session {
             connection: Arc::clone(&connection),
         };
         tokio::spawn(reaper.run());
+        omit_fences(&live.pins);
         Session {
             live: Arc::clone(&live),
             inner: Arc::new(Inner {
@@ -297,6 +300,23 @@ impl Session {
             Some(EndReason::DomainDeleted | EndReason::Shutdown | EndReason::ConnectionLost)
         )
     }
+}
+
+/// Lets pins do without fences, as soon as that may be. To register takes milliseconds, once in a process:
+/// nobody waits for it.
+fn omit_fences(pins: &Arc<Pins>) {
+    if !pins.may_omit_fences() {
+        return;
+    }
+    if let Some(process) = Registered::already() {
+        return pins.omit_fences(process);
+    }
+    let pins = Arc::clone(pins);
+    tokio::task::spawn_blocking(move || {
+        if let Some(process) = Registered::register() {
+            pins.omit_fences(process);
+        }
+    });
 }
 
 /// What all handles and guards of a session share.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::domain::Chain;
-use crate::iotlb::RegionId;
+use crate::iotlb::{Barrier, RegionId};
 use crate::lease::LeaseTally;
 use crate::memory::MemoryId;
 
@@ -63,8 +63,9 @@ pub trait Reader: fmt::Debug + Send + Sync {
 
     /// Might one of its threads still use a translation from before
     /// `generation`, which has just been published? If not, that is its
-    /// acknowledgment. Not asked of one that answers by frames.
-    fn holds_older_than(&self, generation: u64) -> bool;
+    /// acknowledgment. Not asked of one that answers by frames. The barrier was run
+    /// after that was published.
+    fn holds_older_than(&self, generation: u64, barrier: &Barrier) -> bool;
 
     /// The domain waits for its acknowledgment of `generation`:
     /// [`Domain::acknowledge`](crate::Domain::acknowledge).

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use domain_core::iotlb::{PageRegion, SessionPage};
+use domain_core::iotlb::{Barrier, PageRegion, SessionPage};
 use domain_core::region::{Grant, RegionError};
 use domain_core::session::{Reader, SessionId};
 use domaind_proto::v1::AckMode;
@@ -24,8 +24,13 @@ impl SessionReader {
     /// # Errors
     /// [`RegionError`]; nothing is left behind.
     pub(crate) fn new(session: SessionId, mode: AckMode) -> Result<SessionReader, RegionError> {
+        let page = SessionPage::create(&format!("domaind:session-{session}"))?;
+        // The core runs one before it looks, whatever is promised.
+        if Barrier::reaches_others() {
+            page.promise_barrier();
+        }
         Ok(SessionReader {
-            page: SessionPage::create(&format!("domaind:session-{session}"))?,
+            page,
             by_frames: mode != AckMode::Pins,
             bell: Notify::new(),
         })
@@ -51,8 +56,8 @@ impl Reader for SessionReader {
         self.by_frames
     }
 
-    fn holds_older_than(&self, generation: u64) -> bool {
-        self.page.holds_older_than(generation)
+    fn holds_older_than(&self, generation: u64, barrier: &Barrier) -> bool {
+        self.page.holds_older_than(generation, barrier)
     }
 
     fn ask(&self, _generation: u64) {

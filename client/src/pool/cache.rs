@@ -2,14 +2,15 @@
 //!
 //! Only the thread that has the pin slot of a cache takes from it and puts into it, and only while
 //! it is pinned. So whoever wants to empty the cache of a thread that does nothing says so first,
-//! and then looks whether the thread is pinned; the thread pins first, and then looks. Both have a
-//! `SeqCst` fence between the two, and so at most one of them goes on.
+//! and then looks whether the thread is pinned; the thread pins first, and then looks. Between the two
+//! stand the [`Barrier`](domain_core::iotlb::Barrier) of the one and what a pin has in place of it, and so at
+//! most one of them goes on.
 //!
 //! The cells are atomics because two threads may *look* at the same time; on all machines of ours
 //! relaxed loads and stores are plain ones.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, fence};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 
 use super::class::{self, CLASSES, Class};
 use super::heap::Unit;
@@ -100,27 +101,41 @@ impl Cache {
         self.used.swap(false, Relaxed)
     }
 
-    /// Empties the cache of another thread, unless that is pinned. Answers slots only of this
-    /// `epoch`; others have no lease any more. One thread at a time does this.
-    pub(super) fn drain(
-        &self,
-        epoch: u64,
-        is_pinned: impl Fn() -> bool,
-        to: &mut impl FnMut(Class, Unit),
-    ) {
+    /// Says that nobody takes from it, until the answer is gone. One thread at a time does this.
+    pub(super) fn seize(&self) -> Seized<'_> {
         let before = self.epoch.swap(TAKEN, Relaxed);
-        fence(SeqCst);
-        if !is_pinned() {
-            for class in Class::all() {
-                while let Some(unit) = self.pop(class) {
-                    if before == epoch.wrapping_add(1) {
-                        to(class, unit);
-                    }
+        Seized {
+            cache: self,
+            before,
+        }
+    }
+}
+
+/// A cache of which its thread takes nothing, if that was not pinned when a barrier had been run after it
+/// was seized.
+pub(super) struct Seized<'c> {
+    cache: &'c Cache,
+    before: u64,
+}
+
+impl Seized<'_> {
+    /// Empties it, for who has seen behind a barrier that its thread was not pinned. Answers slots only
+    /// of this `epoch`; others have no lease any more.
+    pub(super) fn empty(self, epoch: u64, to: &mut impl FnMut(Class, Unit)) {
+        for class in Class::all() {
+            while let Some(unit) = self.cache.pop(class) {
+                if self.before == epoch.wrapping_add(1) {
+                    to(class, unit);
                 }
             }
         }
+    }
+}
+
+impl Drop for Seized<'_> {
+    fn drop(&mut self) {
         // With release: its thread finds the stacks as they are now.
-        self.epoch.store(before, Release);
+        self.cache.epoch.store(self.before, Release);
     }
 }
 
@@ -149,6 +164,8 @@ const fn room() -> [usize; CLASSES] {
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::sync::atomic::fence;
     use std::thread;
 
     use super::*;
@@ -159,7 +176,10 @@ mod tests {
 
     fn drained(cache: &Cache, epoch: u64, is_pinned: bool) -> Vec<Unit> {
         let mut units = Vec::new();
-        cache.drain(epoch, || is_pinned, &mut |_, unit| units.push(unit));
+        let seized = cache.seize();
+        if !is_pinned {
+            seized.empty(epoch, &mut |_, unit| units.push(unit));
+        }
         units
     }
 
@@ -256,10 +276,14 @@ mod tests {
             start.wait();
             while !done.load(Acquire) {
                 let mut shelf = shelf.lock().unwrap();
-                cache.drain(0, || pinned.load(Acquire), &mut |_, unit| {
-                    take(unit);
-                    shelf.push(unit);
-                });
+                let seized = cache.seize();
+                fence(SeqCst);
+                if !pinned.load(Acquire) {
+                    seized.empty(0, &mut |_, unit| {
+                        take(unit);
+                        shelf.push(unit);
+                    });
+                }
             }
         });
         let mut all = shelf.into_inner().unwrap();

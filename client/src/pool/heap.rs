@@ -27,7 +27,7 @@ pub(super) struct Unit(pub(super) u32);
 impl Unit {
     #[inline]
     pub(super) fn offset_bytes(self) -> u64 {
-        u64::from(self.0) * UNIT_BYTES as u64
+        u64::from(self.0).wrapping_mul(UNIT_BYTES as u64)
     }
 }
 

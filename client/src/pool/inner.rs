@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use domain_core::addr::Iova;
+use domain_core::iotlb::Barrier;
 use domain_core::region::SharedSlice;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -18,7 +19,7 @@ use super::keeper::Bell;
 use super::{PoolError, PoolOptions};
 use crate::lease::Lease;
 use crate::live::Live;
-use crate::pins::{OWN_SLOTS, PinGuard};
+use crate::pins::{OWN_SLOTS, PinAlone, PinGuard};
 use crate::session::Session;
 
 pub(super) struct Inner {
@@ -105,6 +106,31 @@ impl Pinned<'_> {
     }
 }
 
+/// A thread that is pinned, and what it keeps: of the leases as they are.
+struct Alone<'p> {
+    pool: &'p Inner,
+    cache: &'p Cache,
+    epoch: u64,
+    pin: PinAlone<'p>,
+}
+
+impl Alone<'_> {
+    #[inline(always)]
+    fn take(&self, len: usize) -> Option<Slot> {
+        let class = Class::of(len)?;
+        let unit = self.cache.pop(class)?;
+        Some(Slot::new(unit, Some(class), self.epoch))
+    }
+
+    /// `false` if it is to go elsewhere.
+    #[inline(always)]
+    fn put(&self, slot: Slot) -> bool {
+        let is_wanted = self.pool.waiting.load(Relaxed) > 0;
+        let class = slot.class().filter(|_| !is_wanted);
+        class.is_some_and(|class| self.cache.push(class, slot.unit()))
+    }
+}
+
 impl Inner {
     pub(super) fn new(session: &Session, base: Iova, options: PoolOptions) -> Inner {
         let epoch = session.live().pins.revocations();
@@ -124,31 +150,60 @@ impl Inner {
         &self.session
     }
 
+    /// Never panics, on purpose: what can unwind between map and unmap keeps a mapping in memory, and there its
+    /// parts were measured to cost more than both.
+    #[inline(always)]
     pub(super) fn iova(&self, place: Place) -> Iova {
-        let iova = self.base.checked_add(place.slot.unit().offset_bytes());
-        iova.expect("a slot lies in the aperture")
+        // A slot lies in the aperture: nothing wraps.
+        let offset = place.slot.unit().offset_bytes();
+        Iova::new(self.base.get().wrapping_add(offset))
     }
 
     /// Takes a slot that shows these bytes, and zeros behind them.
     #[inline(always)]
     pub(super) fn place_bytes(&self, bytes: &[u8]) -> Result<Place, PoolError> {
+        if let Some(alone) = self.alone()
+            && let Some(slot) = alone.take(bytes.len())
+        {
+            let place = Place {
+                slot,
+                len: bytes.len(),
+            };
+            self.slot(place).copy_in_padded(bytes).expect(LEASED);
+            return Ok(place);
+        }
+        Ok(Place::of(&self.place_bytes_slowly(bytes)?, bytes.len()))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn place_bytes_slowly(&self, bytes: &[u8]) -> Result<Slot, PoolError> {
         let pinned = self.pinned()?;
         let place = self.take(&pinned, bytes.len())?;
-        let slot = self.slot(place);
-        slot.copy_in(0, bytes).expect(LEASED);
-        if slot.len() > bytes.len() as u64 {
-            slot.fill_from(bytes.len() as u64, 0).expect(LEASED);
-        }
-        Ok(place)
+        self.slot(place).copy_in_padded(bytes).expect(LEASED);
+        Ok(place.slot)
     }
 
     /// Takes a slot for so many bytes that shows zeros.
     #[inline(always)]
     pub(super) fn place_zeros(&self, len: usize) -> Result<Place, PoolError> {
+        if let Some(alone) = self.alone()
+            && let Some(slot) = alone.take(len)
+        {
+            let place = Place { slot, len };
+            self.slot(place).fill_from(0, 0).expect(LEASED);
+            return Ok(place);
+        }
+        Ok(Place::of(&self.place_zeros_slowly(len)?, len))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn place_zeros_slowly(&self, len: usize) -> Result<Slot, PoolError> {
         let pinned = self.pinned()?;
         let place = self.take(&pinned, len)?;
         self.slot(place).fill_from(0, 0).expect(LEASED);
-        Ok(place)
+        Ok(place.slot)
     }
 
     /// Copies bytes to a place, behind `skip` of its bytes.
@@ -174,6 +229,23 @@ impl Inner {
     /// still the caller's.
     #[inline(always)]
     pub(super) fn end(&self, place: Place, into: Option<&mut [u8]>) -> Result<(), PoolError> {
+        if let Some(alone) = self.alone()
+            && alone.epoch == place.slot.epoch
+        {
+            if let Some(into) = into {
+                self.slot(place).copy_out(0, into).expect(LEASED);
+            }
+            if !alone.put(place.slot) {
+                self.put_slowly(alone.pin.slot(), place);
+            }
+            return Ok(());
+        }
+        self.end_slowly(place, into)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn end_slowly(&self, place: Place, into: Option<&mut [u8]>) -> Result<(), PoolError> {
         let pinned = self.pinned_for(place)?;
         if let Some(into) = into {
             self.slot(place).copy_out(0, into).expect(LEASED);
@@ -183,7 +255,7 @@ impl Inner {
     }
 
     /// Gives a slot back, if its lease is still ours.
-    #[inline(always)]
+    #[cold]
     pub(super) fn give(&self, place: Place) {
         if let Ok(pinned) = self.pinned_for(place) {
             self.put(&pinned, place);
@@ -272,7 +344,25 @@ impl Inner {
         memory.expect(LEASED).first(place.room_bytes())
     }
 
+    /// For a thread whose pin and whose slots are where they were the last time: all of a transfer, mostly.
     #[inline(always)]
+    fn alone(&self) -> Option<Alone<'_>> {
+        let live = self.live();
+        let pin = live.pins.pin_alone(live.table.generation())?;
+        if pin.is_fenced() {
+            return None;
+        }
+        let epoch = pin.revocations();
+        let cache = self.caches.get(pin.slot())?.get()?;
+        let is_own = cache.is_of(epoch);
+        is_own.then_some(Alone {
+            pool: self,
+            cache,
+            epoch,
+            pin,
+        })
+    }
+
     fn pinned(&self) -> Result<Pinned<'_>, PoolError> {
         let live = self.live();
         let guard = live.pins.pin(live.table.generation());
@@ -283,7 +373,6 @@ impl Inner {
         Ok(Pinned { guard, epoch })
     }
 
-    #[inline(always)]
     fn pinned_for(&self, place: Place) -> Result<Pinned<'_>, PoolError> {
         let pinned = self.pinned()?;
         match pinned.epoch == place.slot.epoch {
@@ -293,13 +382,11 @@ impl Inner {
     }
 
     /// What this thread keeps, if it may use it.
-    #[inline(always)]
     fn cache(&self, pinned: &Pinned<'_>) -> Option<&Cache> {
         let cache = self.caches.get(pinned.slot())?.get()?;
         cache.is_of(pinned.epoch).then_some(cache)
     }
 
-    #[inline(always)]
     fn take(&self, pinned: &Pinned<'_>, len: usize) -> Result<Place, PoolError> {
         let slot = match self.take_own(pinned, len) {
             Some(slot) => Some(slot),
@@ -312,7 +399,6 @@ impl Inner {
     }
 
     /// From what this thread keeps.
-    #[inline(always)]
     fn take_own(&self, pinned: &Pinned<'_>, len: usize) -> Option<Slot> {
         let class = Class::of(len)?;
         let unit = self.cache(pinned)?.pop(class)?;
@@ -415,7 +501,6 @@ impl Inner {
         Some(cache)
     }
 
-    #[inline(always)]
     fn put(&self, pinned: &Pinned<'_>, place: Place) {
         let Slot { epoch, .. } = place.slot;
         let (unit, class) = (place.slot.unit(), place.slot.class());
@@ -476,12 +561,22 @@ impl Inner {
 
     /// Takes back what other threads keep that are doing nothing with it right now.
     fn drain(&self, heap: &mut Heap<Lease>, epoch: u64, which: impl Fn(&Cache) -> bool) {
-        for (slot, cache) in self.caches.iter().enumerate() {
-            let Some(cache) = cache.get().filter(|cache| which(cache)) else {
-                continue;
-            };
-            let is_pinned = || self.live().pins.is_pinned(slot);
-            cache.drain(epoch, is_pinned, &mut |class, unit| heap.give(class, unit));
+        let used = self.caches.iter().map(OnceLock::get);
+        let used = used.map(|cache| cache.filter(|cache| which(cache)));
+        let seized: Vec<_> = used.map(|cache| cache.map(|cache| cache.seize())).collect();
+        if seized.iter().all(Option::is_none) {
+            return;
+        }
+        // One for all of them. Without it nobody is known to do nothing.
+        let Some(barrier) = Barrier::run() else {
+            return;
+        };
+        for (slot, seized) in seized.into_iter().enumerate() {
+            if let Some(seized) = seized
+                && !self.live().pins.is_pinned(slot, &barrier)
+            {
+                seized.empty(epoch, &mut |class, unit| heap.give(class, unit));
+            }
         }
     }
 
@@ -516,6 +611,14 @@ fn forget(revoked: Vec<Lease>) {
 const LEASED: &str = "leased memory is mapped, and may be written";
 
 impl Place {
+    /// Part by part: what the slow way returns through memory must not force the quick one there.
+    #[inline(always)]
+    fn of(slot: &Slot, len: usize) -> Place {
+        let Slot { word, epoch } = *slot;
+        let slot = Slot { word, epoch };
+        Place { slot, len }
+    }
+
     /// Bytes of the slot.
     #[inline(always)]
     fn room_bytes(self) -> u64 {

@@ -122,7 +122,9 @@ impl<P: Borrow<Pool>, B, W> Mapping<P, B, W> {
     #[inline(always)]
     #[must_use]
     pub fn iova(&self) -> Iova {
-        self.hold.inner().iova(self.hold.place())
+        // 0 is what nobody sees: a mapping has its slot until it ends. For `Inner::iova`'s reason, no panic.
+        let place = self.hold.place;
+        place.map_or(Iova::new(0), |place| self.hold.inner().iova(place))
     }
 
     /// Length in bytes, that of the buffer when it was mapped.

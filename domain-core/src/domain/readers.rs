@@ -8,10 +8,11 @@
 //! later it cannot reach: whoever walks the page table looks behind the walk
 //! whether its session has ended ([`Reader::fence`]).
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::iotlb::RegionId;
+use crate::iotlb::{Barrier, RegionId};
 use crate::memory::MemoryId;
 use crate::session::{Account, AckError, Owed, Reader, SessionId};
 
@@ -117,8 +118,9 @@ impl Readers {
     /// older view is asked to acknowledge it. `closed` are memories that nothing
     /// leads to any more; `actor` is the session that removes.
     pub(super) fn ask(&mut self, generation: u64, closed: &[MemoryId], actor: Option<SessionId>) {
+        let sight = Sight::default();
         for (session, attending) in &mut self.attached {
-            attending.ask(generation, closed, actor == Some(*session));
+            attending.ask(generation, closed, actor == Some(*session), &sight);
         }
         for ghost in self.ghosts.values_mut() {
             ghost.view.close(generation, closed);
@@ -269,7 +271,7 @@ impl Readers {
 }
 
 impl Attending {
-    fn ask(&mut self, generation: u64, closed: &[MemoryId], is_own: bool) {
+    fn ask(&mut self, generation: u64, closed: &[MemoryId], is_own: bool, sight: &Sight) {
         let must_close = self.view.close(generation, closed);
         let Some(reader) = &self.reader else {
             return self.view.acknowledge(generation);
@@ -284,7 +286,9 @@ impl Attending {
             let clear = match reader.by_frames() {
                 // Whoever removes has let go of it before.
                 true => is_own,
-                false => !reader.holds_older_than(generation),
+                false => sight
+                    .barrier()
+                    .is_some_and(|barrier| !reader.holds_older_than(generation, barrier)),
             };
             if clear {
                 return self.view.acknowledge(generation);
@@ -292,6 +296,18 @@ impl Attending {
         }
         self.view.asked = generation;
         reader.ask(generation);
+    }
+}
+
+/// What one removal needs to look at pins. Run once for all sessions, and only if one of them is looked at:
+/// it is a system call, and disturbs every processor on which a client runs.
+#[derive(Default)]
+struct Sight(OnceCell<Option<Barrier>>);
+
+impl Sight {
+    /// `None` if the kernel failed: then nobody's pins are known, and all are asked.
+    fn barrier(&self) -> Option<&Barrier> {
+        self.0.get_or_init(Barrier::run).as_ref()
     }
 }
 

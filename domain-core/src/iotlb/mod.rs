@@ -17,6 +17,7 @@
 //! | `page` | what a session's readers hold, in a page that they share with the service |
 //! | `direct` | a whole table of direct mappings, checked aside |
 
+pub mod barrier;
 mod direct;
 mod entry;
 mod format;
@@ -32,6 +33,7 @@ mod words;
 
 use std::sync::Arc;
 
+pub use self::barrier::{Barrier, Registered, Unfenced};
 pub use self::direct::{BuildError, DirectTable, Replaced};
 pub use self::entry::{Entry, Overlap, Piece, RegionId, Target, TranslateError};
 pub use self::nodes::{NoRoom, TableUsage};

@@ -9,13 +9,18 @@
 //! | 1 | 0 while the session lives; fenced: its last generation + 1. Written by the service, once |
 //! | 2 | how many slots were ever used, at most [`SLOTS`]. Written by the client before it uses one |
 //! | 3 | how many times the service took leases of this session away. Written by the service |
+//! | 4 | 1: the service runs a [`Barrier`] that reaches other processes before it looks at slots. Written by the service, before the client has the page. Always 0 so far: see [`barrier`](super::barrier) |
 //! | 8 (i + 1) | slot i, in a cache line of its own. 0: not pinned; else the view + 1. One thread at a time writes it |
 //!
 //! # Why it is enough
 //!
 //! A reader stores its view and then walks; the service stores what it hides and then looks at the
 //! slots. Between the two steps both have a `SeqCst` fence, so that one of them sees the other:
-//! either the walk finds the entry gone, or the service finds the slot taken. A slot that holds a
+//! either the walk finds the entry gone, or the service finds the slot taken. If word 4 says so and its process has
+//! registered with the kernel, the reader has its compiler's fence only, and the service's [`Barrier`] makes it pass a
+//! real one at the one moment at which it counts ([`barrier`](super::barrier) argues it). Word 4 only ever
+//! spares a client something: one that does not know it fences, and is right. A service that takes
+//! a page over which says 1 is bound by it. A slot that holds a
 //! view of the new generation has loaded that, and its walk finds the entry gone as well. And who
 //! reads a slot after its owner went on sees all that the owner did with the old view as done,
 //! because every store to a slot releases. That includes the one of the *next* view: it is the one
@@ -46,8 +51,12 @@ use std::sync::atomic::fence;
 #[cfg(all(loom, test))]
 use ::loom::sync::atomic::fence;
 
+use super::barrier::{Barrier, Registered, Unfenced};
 use super::words::{HeapWords, LoadWord, WordSink, WordSource};
-use crate::region::{Access, Backing, Grant, Region, RegionError, SharedCell, SharedU64Mut};
+use crate::region::{
+    Access, Backing, Grant, Region, RegionError, SharedCell, SharedCellsMut, SharedU64Mut,
+    SharedWords,
+};
 
 /// Words of a session page. Few under loom, whose every word is a model.
 pub const WORDS: usize = if cfg!(loom) { 12 } else { 512 };
@@ -62,6 +71,8 @@ const MAGIC_WORD: usize = 0;
 const FENCE_WORD: usize = 1;
 const MARK_WORD: usize = 2;
 const REVOKED_WORD: usize = 3;
+/// Under loom the first word of a slot, and not used: its models fence.
+const BARRIER_WORD: usize = 4;
 
 /// Stands first in a session page. The last byte is the version of this format.
 const MAGIC: u64 = u64::from_be_bytes(*b"domsess\x01");
@@ -86,20 +97,25 @@ pub enum PageError {
 impl<W: WordSource> SessionPage<W> {
     /// Does any thread of the session hold a view older than `generation`?
     ///
-    /// Asked after a removal was published as `generation`: `false` says that no thread of the
-    /// session works with what it removed, nor ever will.
+    /// Asked after a removal was published as `generation`, and a barrier was run after that: `false`
+    /// says that no thread of the session works with what it removed, nor ever will.
     #[must_use]
-    pub fn holds_older_than(&self, generation: u64) -> bool {
-        self.oldest().is_some_and(|view| view < generation)
+    pub fn holds_older_than(&self, generation: u64, barrier: &Barrier) -> bool {
+        self.oldest(barrier).is_some_and(|view| view < generation)
     }
 
-    /// The oldest view that a thread of the session holds; `None` while none is pinned.
-    ///
-    /// With the fence of [`SessionPage::holds_older_than`].
+    /// The oldest view that a thread of the session holds; `None` while none is pinned. The barrier
+    /// as for [`SessionPage::holds_older_than`].
     #[must_use]
-    pub fn oldest(&self) -> Option<u64> {
-        fence(SeqCst);
-        (0..self.used()).filter_map(|slot| self.view(slot)).min()
+    pub fn oldest(&self, _barrier: &Barrier) -> Option<u64> {
+        self.oldest_seen()
+    }
+
+    /// Is a view older than `generation` to be seen, without a barrier? `true` is to be believed:
+    /// it was held a moment ago. `false` says nothing.
+    #[must_use]
+    pub fn is_seen_older_than(&self, generation: u64) -> bool {
+        self.oldest_seen().is_some_and(|view| view < generation)
     }
 
     /// Has the service given this session up? Asked after each walk: what a walk has found counts
@@ -135,6 +151,16 @@ impl<W: WordSource> SessionPage<W> {
         self.load(slot_word(slot)).checked_sub(1)
     }
 
+    /// Does whoever looks at this page run a [`Barrier`] before?
+    #[must_use]
+    pub fn promises_barrier(&self) -> bool {
+        self.load(BARRIER_WORD) == 1
+    }
+
+    fn oldest_seen(&self) -> Option<u64> {
+        (0..self.used()).filter_map(|slot| self.view(slot)).min()
+    }
+
     /// How many slots to look at, whatever the page says.
     fn used(&self) -> usize {
         let mark = usize::try_from(self.load(MARK_WORD));
@@ -164,6 +190,15 @@ impl<W: WordSink> SessionPage<W> {
         assert!(words.words().len() >= WORDS, "a session page has room");
         words.store(MAGIC_WORD, MAGIC, Release);
         SessionPage { words }
+    }
+
+    /// Says that whoever looks at slots runs a [`Barrier`] before. Before anybody else has the page.
+    ///
+    /// # Panics
+    /// If a barrier of this process [reaches nobody else](Barrier::reaches_others).
+    pub fn promise_barrier(&self) {
+        assert!(Barrier::reaches_others(), "only what works is promised");
+        self.words.store(BARRIER_WORD, 1, Release);
     }
 
     /// Gives the session up, whose last generation is `generation`. What is published after this is
@@ -215,13 +250,34 @@ impl<W: WordSink> SessionPage<W> {
     /// If there is no such slot.
     #[inline]
     pub fn enter(&self, slot: usize, view: u64) {
+        self.hold(slot, view);
+        // On x86 this is a locked `or` on our own stack. Measured: two thirds of what
+        // exchanging the slot costs, as crossbeam-epoch does it there.
+        fence(SeqCst);
+    }
+
+    /// As [`SessionPage::enter`], where no fence is needed.
+    ///
+    /// # Panics
+    /// If there is no such slot.
+    #[inline]
+    pub fn enter_unfenced(&self, slot: usize, view: u64, unfenced: Unfenced) {
+        self.hold(slot, view);
+        unfenced.fence();
+    }
+
+    /// Need threads of this process not fence, if it has registered? As long as it has the page.
+    #[must_use]
+    pub fn unfenced(&self, _process: Registered) -> Option<Unfenced> {
+        self.promises_barrier().then_some(Unfenced(()))
+    }
+
+    #[inline]
+    fn hold(&self, slot: usize, view: u64) {
         assert!(slot < SLOTS, "a session page has {SLOTS} slots");
         // Releases: the service may never see the slot empty between two views, see above.
         self.words
             .store(slot_word(slot), view.saturating_add(1), Release);
-        // On x86 this is a locked `or` on our own stack. Measured: two thirds of what
-        // exchanging the slot costs, as crossbeam-epoch does it there.
-        fence(SeqCst);
     }
 
     /// Unpins: this thread is done with all that it found since it entered the slot.
@@ -232,6 +288,64 @@ impl<W: WordSink> SessionPage<W> {
     pub fn leave(&self, slot: usize) {
         assert!(slot < SLOTS, "a session page has {SLOTS} slots");
         self.words.store(slot_word(slot), 0, Release);
+    }
+}
+
+/// A slot of the client's page with all that a pin looks at, found once.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnSlot<'p> {
+    words: SharedCellsMut<'p, WORDS>,
+    slot: SharedU64Mut<'p>,
+}
+
+impl SessionPage<SharedWords> {
+    /// A slot of this thread; `None` if there is no such slot.
+    #[inline(always)]
+    #[must_use]
+    pub fn own_slot(&self, slot: usize) -> Option<OwnSlot<'_>> {
+        let words = self.words.first_cells_mut::<WORDS>()?;
+        let slot = (slot < SLOTS).then(|| words.word_mut(slot_word(slot)))?;
+        Some(OwnSlot { words, slot })
+    }
+}
+
+impl OwnSlot<'_> {
+    /// Does it hold a view?
+    #[inline(always)]
+    #[must_use]
+    pub fn is_pinned(self) -> bool {
+        // Nobody but this thread writes it.
+        self.slot.load(Ordering::Relaxed) != 0
+    }
+
+    /// As [`SessionPage::enter`], or as [`SessionPage::enter_unfenced`].
+    #[inline(always)]
+    pub fn enter(self, view: u64, unfenced: Option<Unfenced>) {
+        self.slot.store(view.saturating_add(1), Release);
+        match unfenced {
+            Some(unfenced) => unfenced.fence(),
+            None => fence(SeqCst),
+        }
+    }
+
+    /// As [`SessionPage::leave`].
+    #[inline(always)]
+    pub fn leave(self) {
+        self.slot.store(0, Release);
+    }
+
+    /// As [`SessionPage::is_fenced`].
+    #[inline(always)]
+    #[must_use]
+    pub fn is_fenced(self) -> bool {
+        self.words.word_mut(FENCE_WORD).load(Ordering::Acquire) != 0
+    }
+
+    /// As [`SessionPage::revocations`].
+    #[inline(always)]
+    #[must_use]
+    pub fn revocations(self) -> u64 {
+        self.words.word_mut(REVOKED_WORD).load(Ordering::Acquire)
     }
 }
 
@@ -295,10 +409,18 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::region::{SharedMemory, SharedWords};
+    use crate::region::SharedMemory;
 
     fn heap() -> SessionPage {
         SessionPage::format(HeapWords::new(WORDS))
+    }
+
+    fn barrier() -> Barrier {
+        Barrier::run().unwrap()
+    }
+
+    fn oldest<W: WordSource>(page: &SessionPage<W>) -> Option<u64> {
+        page.oldest(&barrier())
     }
 
     /// The service's page and what its session makes of the grant.
@@ -336,18 +458,18 @@ mod tests {
     fn views_are_held_from_entering_to_leaving_and_the_oldest_counts() {
         let (service, client) = shared();
         client.announce(3);
-        assert_eq!(service.oldest(), None);
+        assert_eq!(oldest(&service), None);
 
         client.enter(0, 7);
         client.enter(2, 5);
-        assert_eq!((service.oldest(), client.oldest()), (Some(5), Some(5)));
-        assert!(service.holds_older_than(6));
-        assert!(!service.holds_older_than(5));
+        assert_eq!((oldest(&service), oldest(&client)), (Some(5), Some(5)));
+        assert!(service.holds_older_than(6, &barrier()));
+        assert!(!service.holds_older_than(5, &barrier()));
 
         client.leave(2);
-        assert_eq!(service.oldest(), Some(7));
+        assert_eq!(oldest(&service), Some(7));
         client.leave(0);
-        assert!(!service.holds_older_than(u64::MAX));
+        assert!(!service.holds_older_than(u64::MAX, &barrier()));
     }
 
     #[test]
@@ -356,8 +478,42 @@ mod tests {
         page.announce(1);
         page.enter(0, 0);
 
-        assert_eq!(page.oldest(), Some(0));
-        assert!(page.holds_older_than(1) && !page.holds_older_than(0));
+        assert_eq!(oldest(&page), Some(0));
+        assert!(page.holds_older_than(1, &barrier()) && !page.holds_older_than(0, &barrier()));
+    }
+
+    #[test]
+    fn fences_are_needed_unless_both_sides_say_otherwise() {
+        let (service, client) = shared();
+        let registered = Registered::register();
+        assert_eq!(registered.is_some(), Barrier::reaches_others());
+        let Some(registered) = registered else { return };
+        assert!(client.unfenced(registered).is_none(), "nothing is promised");
+
+        service.promise_barrier();
+
+        assert!(client.unfenced(registered).is_some());
+        assert_eq!(
+            service.words.words()[4].load_acquire(),
+            1,
+            "the protocol's word"
+        );
+    }
+
+    #[test]
+    fn a_pin_without_a_fence_is_a_pin() {
+        let (service, client) = shared();
+        let Some(registered) = Registered::register() else {
+            return;
+        };
+        service.promise_barrier();
+        let unfenced = client.unfenced(registered).unwrap();
+        client.announce(1);
+
+        client.enter_unfenced(0, 7, unfenced);
+
+        assert_eq!(oldest(&service), Some(7));
+        assert!(service.is_seen_older_than(8) && !service.is_seen_older_than(7));
     }
 
     #[test]
@@ -380,7 +536,7 @@ mod tests {
         assert_eq!(client.revocations(), 1);
         service.revoke();
         assert_eq!((client.revocations(), service.revocations()), (2, 2));
-        assert!(!client.is_fenced() && client.oldest().is_none());
+        assert!(!client.is_fenced() && oldest(&client).is_none());
     }
 
     #[test]
@@ -400,12 +556,12 @@ mod tests {
             for index in 0..WORDS {
                 page.words.store(index, garbage, Release);
             }
-            assert_eq!(page.oldest(), Some(garbage - 1));
-            assert!(page.holds_older_than(u64::MAX));
+            assert_eq!(oldest(&page), Some(garbage - 1));
+            assert!(page.holds_older_than(u64::MAX, &barrier()));
         }
         let page = heap();
         page.words.store(MARK_WORD, u64::MAX, Release);
-        assert!(!page.holds_older_than(u64::MAX));
+        assert!(!page.holds_older_than(u64::MAX, &barrier()));
     }
 
     #[test]
@@ -413,9 +569,9 @@ mod tests {
         let page = heap();
         page.announce(1);
         page.enter(1, 3);
-        assert_eq!(page.oldest(), None);
+        assert_eq!(oldest(&page), None);
 
         page.announce(2);
-        assert_eq!(page.oldest(), Some(3));
+        assert_eq!(oldest(&page), Some(3));
     }
 }

@@ -604,12 +604,43 @@ impl SharedWords {
         all.cells()
     }
 
+    /// The first words, to load and store: checked here, and not at each access. `None` if there are not so
+    /// many, and if they are mapped read-only.
+    #[inline]
+    pub fn first_cells_mut<const N: usize>(&self) -> Option<SharedCellsMut<'_, N>> {
+        let cells = self.cells().first_chunk()?;
+        (self.access == Access::ReadWrite).then_some(SharedCellsMut(cells))
+    }
+
     /// The word, to load and store; `None` past the end, and for all words that are mapped
     /// read-only.
     #[inline]
     pub fn word_mut(&self, index: usize) -> Option<SharedU64Mut<'_>> {
         let cell = self.cells().get(index)?;
         (self.access == Access::ReadWrite).then(|| SharedU64Mut::new(&cell.0))
+    }
+}
+
+/// So many words that can be loaded and stored.
+#[derive(Clone, Copy)]
+pub struct SharedCellsMut<'a, const N: usize>(&'a [SharedCell; N]);
+
+impl<'a, const N: usize> SharedCellsMut<'a, N> {
+    /// The word of this number.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    #[inline]
+    #[must_use]
+    pub fn word_mut(self, index: usize) -> SharedU64Mut<'a> {
+        SharedU64Mut::new(&self.0[index].0)
+    }
+}
+
+impl<const N: usize> fmt::Debug for SharedCellsMut<'_, N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedCellsMut").finish_non_exhaustive()
     }
 }
 
@@ -709,6 +740,23 @@ impl<'a> SharedSlice<'a> {
     pub fn copy_in(&self, offset: u64, from: &[u8]) -> Result<(), AccessError> {
         let len = host_size_to_u64(from.len());
         self.part(offset, len, Access::ReadWrite)?.copy_in(from);
+        Ok(())
+    }
+
+    /// Copies `from` to the beginning, and sets all bytes behind it to zero. Threads must not write
+    /// the same bytes at the same time.
+    ///
+    /// # Errors
+    ///
+    /// When it does not fit, or the slice is read-only.
+    #[inline]
+    pub fn copy_in_padded(&self, from: &[u8]) -> Result<(), AccessError> {
+        let len = host_size_to_u64(from.len());
+        let part = self.part(0, len, Access::ReadWrite)?;
+        part.copy_in(from);
+        if self.span.len > part.len {
+            self.span.skip(part.len).fill(0);
+        }
         Ok(())
     }
 
@@ -1044,6 +1092,7 @@ impl<'a> Span<'a> {
 
 impl Span<'_> {
     /// Without the first `done` bytes.
+    #[inline]
     fn skip(self, done: usize) -> Self {
         assert!(
             done <= self.len,

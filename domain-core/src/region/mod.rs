@@ -43,7 +43,8 @@ mod word;
 
 pub use client_memory::{ClientMemory, MemoryRefused, ShareError, SharedFile, SpanError};
 pub use mapping::{
-    CopyError, MapError, SharedCell, SharedMemory, SharedSlice, SharedWords, Window, Windows,
+    CopyError, MapError, SharedCell, SharedCellsMut, SharedMemory, SharedSlice, SharedWords,
+    Window, Windows,
 };
 pub use memfd::{Backing, RegionError, driver_memfd};
 pub use owned::{FileIdentity, Grant, Region};

@@ -6,6 +6,12 @@
 //!
 //! Loom takes a `SeqCst` fence for more than C++ does: it also synchronizes with the next one. That
 //! could hide a bug, and hides none of those below; that real fences are enough is argued in `page`.
+//!
+//! A reader here always has its fence. Where it omits it, the service's `membarrier` makes it pass one
+//! at some place of its instructions, which is not one of loom's steps: for it, nothing is there. What these models say of
+//! such a reader is that a fence between its store and its loads is enough. That a barrier which the
+//! other side runs is as good, and works on this machine, is argued in `barrier` and tried by `tests/barrier.rs`, with
+//! processors instead of models.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::{Arc, Mutex};
@@ -130,7 +136,9 @@ impl Shared {
                 let value = self.page.words().words()[slot_word(slot)].load(Acquire);
                 value == 0 || value > generation
             }),
-            _ => !self.page.holds_older_than(generation),
+            _ => !self
+                .page
+                .holds_older_than(generation, &Barrier::run().unwrap()),
         }
     }
 }
@@ -240,7 +248,7 @@ fn ack(page: &Page, walker: &Walker<Arc<LoomWords>>, bug: Bug) -> u64 {
     let newest = walker.generation();
     let held = match bug {
         Bug::AckTheNewest => None,
-        _ => page.oldest(),
+        _ => page.oldest(&Barrier::run().unwrap()),
     };
     held.map_or(newest, |held| held.min(newest))
 }

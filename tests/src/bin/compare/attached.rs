@@ -9,6 +9,7 @@ use domain_core::aperture::ScrubWith;
 use domain_core::coherent::{Allocated, CoherentSpec};
 use domain_core::direct::Actor;
 use domain_core::domain::{Domain, Settings};
+use domain_core::iotlb::Barrier;
 use domain_core::layout::LayoutSpec;
 use domain_core::region::ClientMemory;
 use domain_core::session::{Account, Joining, Reader, Role as SessionRole, SessionId};
@@ -116,7 +117,7 @@ impl Reader for Nothing {
         false
     }
 
-    fn holds_older_than(&self, _generation: u64) -> bool {
+    fn holds_older_than(&self, _generation: u64, _barrier: &Barrier) -> bool {
         false
     }
 

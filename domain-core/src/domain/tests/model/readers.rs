@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::ops::{AckWish, Kind};
 use super::*;
 use crate::domain::OpenError;
+use crate::iotlb::Barrier;
 use crate::mapping::MappingView;
 use crate::session::{Account, AckError, Joining, Owed, Progress, Reader, Removal};
 
@@ -130,7 +131,9 @@ impl ModelReader {
         let owes = self.asked > self.acked;
         let holds = match self.kind {
             Kind::Frames => !is_own,
-            _ => self.fake.holds_older_than(generation),
+            _ => self
+                .fake
+                .holds_older_than(generation, &Barrier::run().unwrap()),
         };
         if must_close || owes || holds {
             self.asked = generation;

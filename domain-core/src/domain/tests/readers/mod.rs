@@ -2,6 +2,7 @@
 
 mod acks;
 mod asks;
+mod barrier;
 mod direct;
 mod fences;
 mod ghosts;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::coherent::{AllocCoherentError, Allocated, CoherentSpec};
+use crate::iotlb::Barrier;
 use crate::mapping::{MappingView, Phase};
 use crate::session::{Account, Joining, Progress, Reader, Removal};
 
@@ -45,7 +47,7 @@ impl Reader for Fake {
         self.by_frames
     }
 
-    fn holds_older_than(&self, generation: u64) -> bool {
+    fn holds_older_than(&self, generation: u64, _barrier: &Barrier) -> bool {
         assert!(!self.by_frames, "not asked of one that answers by frames");
         let pinned = *self.pinned.lock().unwrap();
         pinned.is_some_and(|view| view < generation)

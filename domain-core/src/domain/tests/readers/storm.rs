@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::iotlb::page::WORDS;
-use crate::iotlb::{HeapWords, RegionWords, SessionPage, Walker};
+use crate::iotlb::{Barrier, HeapWords, RegionWords, SessionPage, Walker};
 
 const DRIVERS: u64 = 3;
 const READERS: usize = 2;
@@ -54,8 +54,8 @@ impl Reader for Paged {
         false
     }
 
-    fn holds_older_than(&self, generation: u64) -> bool {
-        self.page.holds_older_than(generation)
+    fn holds_older_than(&self, generation: u64, barrier: &Barrier) -> bool {
+        self.page.holds_older_than(generation, barrier)
     }
 
     fn ask(&self, generation: u64) {
