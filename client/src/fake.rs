@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use domain_core::addr::{Granule, Iova, IovaRange};
-use domain_core::iotlb::{
-    Barrier, Entry, Iotlb, PageRegion, RegionId, RegionWords, SessionPage, Target,
-};
+use domain_core::iotlb::{Entry, Iotlb, PageRegion, RegionId, RegionWords, SessionPage, Target};
 use domain_core::perm::Perm;
 use domain_core::region::{Access, driver_memfd};
 use domain_core::session::Role;
@@ -163,9 +161,7 @@ impl FakeMemory {
         let words = RegionWords::create("fake-table", TABLE_BYTES, None).unwrap();
         let apertures = IovaRange::from_len(Iova::new(BOUNCE), 6 * PAGE).ok();
         let page = SessionPage::create("fake-session-page").unwrap();
-        if Barrier::reaches_others() {
-            page.promise_barrier();
-        }
+        page.promise_to_ask();
         FakeMemory {
             table: Iotlb::new(words, Granule::Size4K, apertures).unwrap(),
             page,

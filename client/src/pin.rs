@@ -704,22 +704,13 @@ mod tests {
         let pin = fake.session.pin().unwrap();
         let old = pin.view();
         let new = fake.memory.map(BOUNCE, 1, in_bounce(0), Perm::Read);
-        assert!(
-            fake.memory
-                .page
-                .holds_older_than(new, &Barrier::run().unwrap())
-        );
+        assert!(fake.memory.page.holds_older_than(new, &Barrier::run()));
 
         let pin = pin.refresh().unwrap();
 
         assert!(pin.view() == new && old < new);
-        assert!(
-            !fake
-                .memory
-                .page
-                .holds_older_than(new, &Barrier::run().unwrap())
-        );
-        assert_eq!(fake.memory.page.oldest(&Barrier::run().unwrap()), Some(new));
+        assert!(!fake.memory.page.holds_older_than(new, &Barrier::run()));
+        assert_eq!(fake.memory.page.oldest(&Barrier::run()), Some(new));
     }
 
     #[tokio::test]

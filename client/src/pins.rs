@@ -120,8 +120,9 @@ impl Pins {
         Some(guard)
     }
 
-    /// As [`Pins::pin`], for a thread that pinned this session last, and has nothing of it pinned now: nearly
-    /// always. `None` otherwise, and then nothing is pinned.
+    /// As [`Pins::pin`], to work with leased memory and nothing else, for a thread that pinned this session last, and has
+    /// nothing of it pinned now: nearly always. `None` otherwise, and then nothing is pinned. It has no fence where none is
+    /// needed for that.
     #[inline(always)]
     pub(crate) fn pin_alone(&self, view: u64) -> Option<PinAlone<'_>> {
         let (id, number) = LAST.get();
@@ -148,12 +149,12 @@ impl Pins {
         }
     }
 
-    /// Might pins do without fences, once this process is registered?
+    /// Might pins for leases do without fences, once this process is registered?
     pub(crate) fn may_omit_fences(&self) -> bool {
-        self.page.promises_barrier() && self.unfenced.get().is_none()
+        self.page.promises_to_ask() && self.unfenced.get().is_none()
     }
 
-    /// From now on pins have no fence, if whoever looks at them makes up for it.
+    /// From now on pins for leases have no fence, if the daemon leaves the looking to this process.
     pub(crate) fn omit_fences(&self, process: Registered) {
         if let Some(unfenced) = self.page.unfenced(process) {
             let _ = self.unfenced.set(unfenced);
@@ -218,7 +219,7 @@ impl Pins {
         if self.page.is_seen_older_than(generation) {
             return None;
         }
-        let barrier = Barrier::run()?;
+        let barrier = Barrier::run_within()?;
         let is_newer = !self.page.holds_older_than(generation, &barrier);
         is_newer.then_some(barrier)
     }
@@ -233,10 +234,7 @@ impl Pins {
     #[inline(always)]
     fn pin_own(&self, slot: usize, view: u64) -> PinGuard<'_> {
         match self.page.view(slot) {
-            None => match self.unfenced.get() {
-                Some(unfenced) => self.page.enter_unfenced(slot, view, *unfenced),
-                None => self.page.enter(slot, view),
-            },
+            None => self.page.enter(slot, view),
             Some(_) => {
                 let nested = &self.nested[slot].0;
                 nested.store(nested.load(Relaxed) + 1, Relaxed);
@@ -526,7 +524,7 @@ mod tests {
     }
 
     fn barrier() -> Barrier {
-        Barrier::run().unwrap()
+        Barrier::run_within().unwrap()
     }
 
     fn slots_ever_used(pins: &Pins) -> usize {
@@ -722,26 +720,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_pinned_with_a_fence_is_unpinned_as_ever_and_the_next_pin_has_none() {
+    fn pins_for_leases_have_no_fence_once_both_sides_say_so() {
         let (service, pins) = session();
         let Some(process) = Registered::register() else {
             return;
         };
+        drop(pins.pin(1).unwrap());
         pins.omit_fences(process);
         assert!(!pins.may_omit_fences() && pins.unfenced.get().is_none());
-        service.promise_barrier();
+        service.promise_to_ask();
         assert!(pins.may_omit_fences());
 
-        let before = pins.pin(4).unwrap();
+        let before = pins.pin_alone(4).unwrap();
         pins.omit_fences(process);
-        let nested = pins.pin(5).unwrap();
-        assert_eq!(service.oldest(&barrier()), Some(4));
-        drop((before, nested));
-        let after = pins.pin(6).unwrap();
+        assert_eq!(pins.oldest(&barrier()), Some(4));
+        drop(before);
+        let after = pins.pin_alone(6).unwrap();
 
-        assert_eq!(service.oldest(&barrier()), Some(6));
+        assert_eq!(pins.oldest(&barrier()), Some(6));
         drop(after);
-        assert_eq!(service.oldest(&barrier()), None);
+        assert_eq!(pins.oldest(&barrier()), None);
         assert!(!pins.may_omit_fences(), "it is done");
     }
 
@@ -823,8 +821,7 @@ mod tests {
     }
 
     /// As the service does it: what is hidden is used for something else only when nobody holds a
-    /// view that could show it. Whether the service can fence for others or not, and the session is
-    /// registered for that or not.
+    /// view that could show it. Also where pins for leases have no fence: these do.
     #[test]
     fn nobody_who_is_pinned_sees_memory_that_is_used_for_something_else() {
         for (promises, registers) in [(false, false), (false, true), (true, false), (true, true)] {
@@ -835,17 +832,15 @@ mod tests {
     fn hide_and_use(promises: bool, registers: bool) {
         const ROUNDS: u64 = 3000;
         let (service, pins) = session();
-        if promises && Barrier::reaches_others() {
-            service.promise_barrier();
+        if promises {
+            service.promise_to_ask();
         }
         let registered = Registered::register().filter(|_| registers);
         registered
             .into_iter()
             .for_each(|process| pins.omit_fences(process));
-        assert_eq!(
-            pins.unfenced.get().is_some(),
-            promises && registers && Barrier::reaches_others()
-        );
+        let is_unfenced = pins.unfenced.get().is_some();
+        assert_eq!(is_unfenced, promises && registered.is_some());
         let generation = AtomicU64::new(0);
         // Which of the two cells is visible, and whose round a cell belongs to: even, visible; odd,
         // used for something else.
@@ -868,7 +863,7 @@ mod tests {
                 cells[1 - old].store(round * 2, Relaxed);
                 visible.store(1 - old, std::sync::atomic::Ordering::Release);
                 generation.store(round, SeqCst);
-                while service.holds_older_than(round, &barrier()) {
+                while service.holds_older_than(round, &Barrier::run()) {
                     thread::yield_now();
                 }
                 cells[old].store(round * 2 + 1, Relaxed);

@@ -302,7 +302,7 @@ impl Session {
     }
 }
 
-/// Lets pins do without fences, as soon as that may be. To register takes milliseconds, once in a process:
+/// Lets pins for leases do without fences, as soon as that may be. To register takes milliseconds, once in a process:
 /// nobody waits for it.
 fn omit_fences(pins: &Arc<Pins>) {
     if !pins.may_omit_fences() {

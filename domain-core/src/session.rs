@@ -77,8 +77,8 @@ pub trait Reader: fmt::Debug + Send + Sync {
     fn fence(&self, generation: u64);
 
     /// Leases of it are taken away by somebody else. Called before they are hidden,
-    /// and before it is asked: a thread of it that pins a view without them, or
-    /// pins after it was looked at, must see this before it touches them.
+    /// and before it is asked, which then happens in any case, whatever it pins: a thread of it that pins a view without
+    /// them, or pins after it has looked for pins itself, must see this before it touches them.
     fn revoke(&self);
 }
 

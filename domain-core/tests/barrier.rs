@@ -6,10 +6,7 @@
 //! follows the one that the writer saw must have seen the writer's word. No round waits for the
 //! other side, so that the two meet at every distance.
 
-use std::env;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::process::{Command, Stdio};
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::fence;
 use std::thread;
@@ -87,13 +84,13 @@ fn missed(first: &[u64], seen: &[u64]) -> usize {
 }
 
 fn barrier() {
-    let _barrier = Barrier::run().unwrap();
+    let _barrier = Barrier::run_within().expect("memory is not short");
 }
 
 fn between_threads(promises: bool, registers: bool, rounds: u64, barrier: fn()) -> usize {
     let (service, client) = pages();
     if promises {
-        service.promise_barrier();
+        service.promise_to_ask();
     }
     let registered = Registered::register().filter(|_| registers);
     thread::scope(|scope| {
@@ -103,38 +100,26 @@ fn between_threads(promises: bool, registers: bool, rounds: u64, barrier: fn()) 
     })
 }
 
-/// Nothing to try where the kernel has no such barrier.
-fn is_to_be_had() -> bool {
-    let reaches = Barrier::reaches_others();
-    if !reaches {
-        eprintln!("membarrier is not to be had, or not relied on: pins have their fences");
-    }
-    reaches
-}
-
 #[test]
 fn who_pins_without_a_fence_and_who_looks_behind_a_barrier_never_miss_each_other() {
-    if is_to_be_had() {
-        assert_eq!(between_threads(true, true, ROUNDS, barrier), 0);
-    }
+    assert_eq!(between_threads(true, true, ROUNDS, barrier), 0);
 }
 
-/// A service that promises nothing is one with a fence of its own.
+/// A service that promises nothing may look with a fence of its own, and so may who looks at pins that have one.
 #[test]
-fn if_one_side_has_no_barrier_both_have_their_fences() {
+fn if_one_side_says_nothing_both_have_their_fences() {
     let fence = || fence(SeqCst);
     assert_eq!(between_threads(false, true, FEW, fence), 0);
     assert_eq!(between_threads(false, false, FEW, fence), 0);
-    if is_to_be_had() {
-        assert_eq!(between_threads(true, false, FEW, barrier), 0);
-    }
+    assert_eq!(between_threads(true, false, FEW, fence), 0);
 }
 
-/// Else the tests above prove nothing. Only where two processors are to be had at the same time.
+/// Else the first test proves nothing. Only where two processors are to be had at the same time, and where pins do without.
 #[test]
 fn found_a_look_with_a_fence_in_place_of_the_barrier() {
     let processors = thread::available_parallelism().map_or(1, usize::from);
-    if !is_to_be_had() || processors < 2 {
+    if Registered::register().is_none() || processors < 2 {
+        eprintln!("pins have their fences here, or never meet a look");
         return;
     }
     let start = Instant::now();
@@ -142,55 +127,4 @@ fn found_a_look_with_a_fence_in_place_of_the_barrier() {
         let waited = start.elapsed();
         assert!(waited < Duration::from_secs(60), "both have their fences?");
     }
-}
-
-const PAGE_PATH: &str = "BARRIER_TEST_PAGE";
-
-/// Not a test: what a reader's process runs. It says what it saw.
-#[test]
-#[ignore = "a process of the test below"]
-fn reader_process() {
-    let path = env::var_os(PAGE_PATH).expect("started by its test");
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path);
-    let page = open(file.unwrap());
-    let registered = Registered::register().expect("its test has looked");
-    let first = read(&page, Some(registered), ROUNDS);
-    let bytes: Vec<u8> = first.iter().flat_map(|view| view.to_ne_bytes()).collect();
-    std::io::stderr().write_all(&bytes).unwrap();
-}
-
-#[test]
-fn a_barrier_reaches_another_process() {
-    if !is_to_be_had() {
-        return;
-    }
-    let service = SessionPage::create("barrier-test").unwrap();
-    service.promise_barrier();
-    let grant = service.grant().unwrap();
-    let path = format!(
-        "/proc/{}/fd/{}",
-        std::process::id(),
-        grant.as_fd().as_raw_fd()
-    );
-    let mut reader = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "reader_process", "--ignored", "--nocapture"])
-        .env(PAGE_PATH, path)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-
-    let seen = write(&service, ROUNDS, barrier);
-
-    let mut bytes = Vec::new();
-    let mut said = reader.stderr.take().unwrap();
-    said.read_to_end(&mut bytes).unwrap();
-    assert!(reader.wait().unwrap().success());
-    let (words, rest) = bytes.as_chunks::<8>();
-    assert!(rest.is_empty());
-    let first: Vec<u64> = words.iter().copied().map(u64::from_ne_bytes).collect();
-    assert_eq!(missed(&first, &seen), 0);
 }

@@ -25,10 +25,8 @@ impl SessionReader {
     /// [`RegionError`]; nothing is left behind.
     pub(crate) fn new(session: SessionId, mode: AckMode) -> Result<SessionReader, RegionError> {
         let page = SessionPage::create(&format!("domaind:session-{session}"))?;
-        // The core runs one before it looks, whatever is promised.
-        if Barrier::reaches_others() {
-            page.promise_barrier();
-        }
+        // The core does so.
+        page.promise_to_ask();
         Ok(SessionReader {
             page,
             by_frames: mode != AckMode::Pins,

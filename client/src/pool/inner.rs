@@ -568,7 +568,7 @@ impl Inner {
             return;
         }
         // One for all of them. Without it nobody is known to do nothing.
-        let Some(barrier) = Barrier::run() else {
+        let Some(barrier) = Barrier::run_within() else {
             return;
         };
         for (slot, seized) in seized.into_iter().enumerate() {

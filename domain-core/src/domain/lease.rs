@@ -114,7 +114,7 @@ impl State {
     /// before these are hidden, and so before anybody is asked: who pins a view
     /// without them, or is seen to pin none that is older, sees this word before it
     /// touches them again.
-    pub(super) fn revoke_leases(&self, keys: &[Iova]) {
+    pub(super) fn revoke_leases(&mut self, keys: &[Iova]) {
         let leases = keys.iter().map(|at| &self.held[at]);
         let leases = leases.filter(|held| held.is_lease() && held.phase == Phase::Live);
         let owners: BTreeSet<_> = leases.filter_map(|held| held.owner).collect();

@@ -8,7 +8,6 @@
 //! later it cannot reach: whoever walks the page table looks behind the walk
 //! whether its session has ended ([`Reader::fence`]).
 
-use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -28,6 +27,8 @@ struct Attending {
     view: View,
     /// `None`: it never translates.
     reader: Option<Arc<dyn Reader>>,
+    /// Leases were taken away from it, and it was not asked yet.
+    revoked: bool,
 }
 
 /// What a session has said, and what it was asked and given.
@@ -82,7 +83,14 @@ impl Readers {
             account,
             opened: BTreeMap::new(),
         };
-        self.attached.insert(session, Attending { view, reader });
+        self.attached.insert(
+            session,
+            Attending {
+                view,
+                reader,
+                revoked: false,
+            },
+        );
     }
 
     /// The session holds nothing any more, whether it is attached or a ghost.
@@ -93,7 +101,7 @@ impl Readers {
 
     /// An attached session becomes a ghost.
     pub(super) fn fence(&mut self, session: SessionId, generation: u64) {
-        let Some(Attending { view, reader }) = self.attached.remove(&session) else {
+        let Some(Attending { view, reader, .. }) = self.attached.remove(&session) else {
             return;
         };
         if let Some(reader) = reader {
@@ -107,10 +115,10 @@ impl Readers {
     }
 
     /// Leases of an attached session are taken away, and are going to be hidden.
-    pub(super) fn revoke(&self, session: SessionId) {
-        let attending = self.attached.get(&session);
-        if let Some(reader) = attending.and_then(|there| there.reader.as_ref()) {
-            reader.revoke();
+    pub(super) fn revoke(&mut self, session: SessionId) {
+        if let Some(attending) = self.attached.get_mut(&session) {
+            attending.revoked = true;
+            attending.reader.iter().for_each(|reader| reader.revoke());
         }
     }
 
@@ -118,9 +126,9 @@ impl Readers {
     /// older view is asked to acknowledge it. `closed` are memories that nothing
     /// leads to any more; `actor` is the session that removes.
     pub(super) fn ask(&mut self, generation: u64, closed: &[MemoryId], actor: Option<SessionId>) {
-        let sight = Sight::default();
+        let barrier = Barrier::run();
         for (session, attending) in &mut self.attached {
-            attending.ask(generation, closed, actor == Some(*session), &sight);
+            attending.ask(generation, closed, actor == Some(*session), &barrier);
         }
         for ghost in self.ghosts.values_mut() {
             ghost.view.close(generation, closed);
@@ -271,7 +279,8 @@ impl Readers {
 }
 
 impl Attending {
-    fn ask(&mut self, generation: u64, closed: &[MemoryId], is_own: bool, sight: &Sight) {
+    fn ask(&mut self, generation: u64, closed: &[MemoryId], is_own: bool, barrier: &Barrier) {
+        let revoked = std::mem::take(&mut self.revoked);
         let must_close = self.view.close(generation, closed);
         let Some(reader) = &self.reader else {
             return self.view.acknowledge(generation);
@@ -280,15 +289,15 @@ impl Attending {
         if is_asked && !must_close {
             return;
         }
-        // Only a frame can say that memory is closed, or that an older one is.
+        // Only a frame can say that memory is closed, or that an older one is. And who pins for leases alone may have no
+        // fence, so that a look could miss it: that was promised.
         let owes = self.view.asked > self.view.acked;
-        if !must_close && !owes {
+        let must_say = must_close || owes || (revoked && !reader.by_frames());
+        if !must_say {
             let clear = match reader.by_frames() {
                 // Whoever removes has let go of it before.
                 true => is_own,
-                false => sight
-                    .barrier()
-                    .is_some_and(|barrier| !reader.holds_older_than(generation, barrier)),
+                false => !reader.holds_older_than(generation, barrier),
             };
             if clear {
                 return self.view.acknowledge(generation);
@@ -296,18 +305,6 @@ impl Attending {
         }
         self.view.asked = generation;
         reader.ask(generation);
-    }
-}
-
-/// What one removal needs to look at pins. Run once for all sessions, and only if one of them is looked at:
-/// it is a system call, and disturbs every processor on which a client runs.
-#[derive(Default)]
-struct Sight(OnceCell<Option<Barrier>>);
-
-impl Sight {
-    /// `None` if the kernel failed: then nobody's pins are known, and all are asked.
-    fn barrier(&self) -> Option<&Barrier> {
-        self.0.get_or_init(Barrier::run).as_ref()
     }
 }
 

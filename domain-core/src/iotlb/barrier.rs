@@ -1,43 +1,44 @@
 //! Fences on one side only: who looks at pins pays for all who pin.
 //!
 //! A pin needs that its store comes before the loads behind it, and who looks needs that its own stores
-//! come before its look ([`page`](super::page)). With a `SeqCst` fence on either side that is so; but pins are
-//! made a million times for one look, and the fence costs more than all the rest of a pin. Linux can fence for
-//! others: `membarrier` with GLOBAL_EXPEDITED makes every running thread of every process that has
-//! registered pass a full barrier, and a thread that is not running has passed one when it was stopped.
-//! So where both sides agree on it ([`Unfenced`]), a reader only keeps its compiler from reordering, and
-//! who looks calls the kernel once before ([`Barrier`]).
+//! come before its look ([`page`](super::page)). With a `SeqCst` fence on either side that is so. But a driver pins
+//! for each buffer that it bounces in its leases, and there the fence costs more than all the rest. Linux can fence for
+//! the other threads of a process: `membarrier` with PRIVATE_EXPEDITED makes every thread of it that runs pass a full
+//! barrier, and one that does not run has passed one when it was stopped. So where only its own process looks, a
+//! pin may keep its compiler from reordering and no more ([`Unfenced`]), and who looks calls the kernel
+//! ([`Barrier::run_within`]).
 //!
-//! # It is off
+//! # Whose pins only their own process looks at
 //!
-//! [`RELIED_ON`] is false: [`Barrier::run`] is a fence, nobody promises or registers anything, and every pin has its
-//! fence. The argument below is right about what the kernel promises, and Linux 6.18 was seen not to keep it:
-//! `tests/barrier.rs` failed once in twenty runs (39 of 10^6 rounds missed by both sides, on a loaded machine), and
-//! `ci/membarrier-trial.c` shows it at will, where readers with fences and PRIVATE_EXPEDITED never miss. Which race in the
-//! kernel it is has not been found. A miss is memory that is used again under somebody who holds it.
+//! Those that are there for leased memory alone ([`SessionPage::unfenced`](super::SessionPage::unfenced)). It is
+//! the daemon's to look at pins when it removes something; what it may then miss is harmless, because a lease
+//! goes only when its own process gives it back, when its session ends (and then nothing of that is used again before the
+//! process is gone), or when a reset takes it away. That is rare. So the daemon does not look then:
+//! it asks by a frame, whatever is pinned, and has said so before (word 4). The process hears that behind the new count of
+//! word 3, and looks at its own pins behind its own barrier: it finds a pin that was made before, and who pins later finds
+//! the new count.
 //!
 //! # Why it is enough
 //!
-//! Let the barrier be at one place of the reader's instructions: the one at which its processor took it. If the
+//! Let the barrier be at one place of the pinning thread's instructions: the one at which its processor took it. If the
 //! pin's store lies before, the look finds it. If it lies behind, then so do the loads after it, and they find all
 //! that was stored before the barrier was called for. That is what two fences give, at every moment that counts.
+//! A thread omits its fence when it has loaded, with acquire, that its process has registered. Who was told by the kernel that
+//! it has not ([`Errno::PERM`]) stands, behind a fence of its own, before the registration, and so before all of that.
+//! Models with loom have fences on both sides, which is what the barrier is to a thread at the moment at which it runs;
+//! that the kernel does what it says they cannot see: `tests/barrier.rs` plays it on real processors.
 //!
-//! # Beginning to omit fences
+//! # Why not for all pins
 //!
-//! A process may begin at any moment after its registration has returned, each thread for itself, as soon as it has
-//! loaded, with acquire, that it has. Of a call of `membarrier` the kernel says that it either reaches a processor on which
-//! the process runs, or has found it, behind a full barrier, not registered. In the second case registration
-//! put its mark there later, and has itself passed full barriers before it returned: what was stored before
-//! the call is then visible to whoever knows that registration has returned, fence or no fence. What
-//! nobody may do is look with a fence of his own where some thread might omit its: so [`Barrier::run`]
-//! calls the kernel wherever it can, whether or not anybody is registered.
+//! The daemon would need GLOBAL_EXPEDITED, which is said to reach every process that has registered. Linux 6.18 was seen not to
+//! keep it: Dekker's game was lost once in twenty runs, and `ci/membarrier-trial.c` shows it at will, where
+//! PRIVATE_EXPEDITED never misses. A miss would be memory that is used again under somebody who holds it.
 //!
 //! # Where it does not work
 //!
-//! On kernels before 4.16, and behind a filter of system calls that forbids it, [`Barrier::run`] is a
-//! fence and nobody promises or registers anything: both sides have their fences, as ever. If only one side has
-//! it, readers fence. A call that fails although the first one did not (memory is short) is no barrier: then nothing is
-//! known of any pin, and whoever asked takes it for held.
+//! On kernels before 4.14, and behind a filter of system calls that forbids it, nobody is registered and both sides have
+//! their fences, as ever. A call that fails although the process is registered (memory is short) is no barrier: nothing is
+//! known of any pin then, and whoever asked takes it for held.
 
 use std::sync::OnceLock;
 #[cfg(not(all(loom, test)))]
@@ -47,57 +48,55 @@ use std::sync::atomic::{Ordering::SeqCst, compiler_fence};
 #[cfg(all(loom, test))]
 use ::loom::sync::atomic::fence;
 
+use rustix::io::Errno;
 use rustix::thread::{MembarrierCommand, membarrier, membarrier_query};
 
-/// May pins do without fences where the kernel says that it fences for them? Not while `ci/membarrier-trial.c`
-/// finds misses.
-pub const RELIED_ON: bool = false;
-
-/// What this process stored before is visible to every pin that a look from now on does not find.
+/// What this thread stored before is visible to every pin that a look from now on does not find.
 ///
-/// To be had only by [`Barrier::run`], after the stores that it is for, and good for looks at as many pages as
+/// To be had only by running one, after the stores that it is for, and good for looks at as many pages as
 /// one likes; not for another removal.
 #[derive(Debug)]
 pub struct Barrier(());
 
 impl Barrier {
-    /// Orders this thread, and all threads that omit their fences. A system call of a microsecond or two, where the
-    /// kernel has it.
+    /// Orders this thread against all who pin with a fence.
+    #[must_use]
+    pub fn run() -> Barrier {
+        fence(SeqCst);
+        Barrier(())
+    }
+
+    /// Orders this thread against all who pin in this process, with a fence or without one. A system call of a microsecond
+    /// or less, where the kernel has it.
     ///
     /// `None` if it should have worked and did not: whatever is looked at may be held.
     #[must_use]
-    pub fn run() -> Option<Barrier> {
-        #[cfg(test)]
-        if trial::fails() {
-            return None;
+    pub fn run_within() -> Option<Barrier> {
+        let barrier = Barrier::run();
+        if !is_supported() {
+            return Some(barrier);
         }
-        if !Barrier::reaches_others() {
-            fence(SeqCst);
-            return Some(Barrier(()));
+        match membarrier(MembarrierCommand::PrivateExpedited) {
+            // Nobody has registered: everybody fences, and will see what stands before our fence.
+            Ok(()) | Err(Errno::PERM) => Some(Barrier::run()),
+            Err(_) => None,
         }
-        membarrier(MembarrierCommand::GlobalExpedited).ok()?;
-        // The call is a full barrier for the kernel; the compiler, and whatever models this, see one here.
-        fence(SeqCst);
-        Some(Barrier(()))
-    }
-
-    /// Does it order threads that have no fence of their own? The same answer for as long as the process lives.
-    #[must_use]
-    pub fn reaches_others() -> bool {
-        static REACHES: OnceLock<bool> = OnceLock::new();
-        // Models have fences.
-        RELIED_ON && !cfg!(loom) && *REACHES.get_or_init(probe)
     }
 }
 
-fn probe() -> bool {
-    let run = MembarrierCommand::GlobalExpedited;
-    let register = MembarrierCommand::RegisterGlobalExpedited;
-    let known = membarrier_query();
-    known.contains_command(run) && known.contains_command(register) && membarrier(run).is_ok()
+/// The same answer for as long as the process lives.
+fn is_supported() -> bool {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    let probe = || {
+        let known = membarrier_query();
+        known.contains_command(MembarrierCommand::PrivateExpedited)
+            && known.contains_command(MembarrierCommand::RegisterPrivateExpedited)
+    };
+    // Models have fences.
+    !cfg!(loom) && *SUPPORTED.get_or_init(probe)
 }
 
-/// This process has asked the kernel to be reached by the barriers of others.
+/// This process has asked the kernel to be reached by its own barriers.
 #[derive(Clone, Copy, Debug)]
 pub struct Registered(());
 
@@ -114,14 +113,14 @@ impl Registered {
     /// for all processors, which takes milliseconds.
     pub fn register() -> Option<Registered> {
         *REGISTERED.get_or_init(|| {
-            let register = MembarrierCommand::RegisterGlobalExpedited;
-            let works = Barrier::reaches_others() && membarrier(register).is_ok();
+            let register = MembarrierCommand::RegisterPrivateExpedited;
+            let works = is_supported() && membarrier(register).is_ok();
             works.then_some(Registered(()))
         })
     }
 }
 
-/// Whoever looks at this page runs a [`Barrier`] that reaches this process: pins need no fence.
+/// Pins of this process for leased memory need no fence.
 ///
 /// To be had from [`SessionPage::unfenced`](super::SessionPage::unfenced).
 #[derive(Clone, Copy, Debug)]
@@ -132,31 +131,5 @@ impl Unfenced {
     #[inline(always)]
     pub(super) fn fence(self) {
         compiler_fence(SeqCst);
-    }
-}
-
-/// What tests see and change of barriers on their own thread.
-#[cfg(test)]
-pub(crate) mod trial {
-    use std::cell::Cell;
-
-    thread_local! {
-        static RUNS: Cell<usize> = const { Cell::new(0) };
-        static FAILS: Cell<bool> = const { Cell::new(false) };
-    }
-
-    /// How many were run.
-    pub(crate) fn runs() -> usize {
-        RUNS.get()
-    }
-
-    /// From now on the kernel has no memory for one, or has again.
-    pub(crate) fn fail(fails: bool) {
-        FAILS.set(fails);
-    }
-
-    pub(super) fn fails() -> bool {
-        RUNS.set(RUNS.get() + 1);
-        FAILS.get()
     }
 }

@@ -9,18 +9,14 @@
 //! | 1 | 0 while the session lives; fenced: its last generation + 1. Written by the service, once |
 //! | 2 | how many slots were ever used, at most [`SLOTS`]. Written by the client before it uses one |
 //! | 3 | how many times the service took leases of this session away. Written by the service |
-//! | 4 | 1: the service runs a [`Barrier`] that reaches other processes before it looks at slots. Written by the service, before the client has the page. Always 0 so far: see [`barrier`](super::barrier) |
+//! | 4 | 1: when the service takes leases of this session away, it asks by a frame, whatever is pinned. Written by the service, before the client has the page |
 //! | 8 (i + 1) | slot i, in a cache line of its own. 0: not pinned; else the view + 1. One thread at a time writes it |
 //!
 //! # Why it is enough
 //!
 //! A reader stores its view and then walks; the service stores what it hides and then looks at the
 //! slots. Between the two steps both have a `SeqCst` fence, so that one of them sees the other:
-//! either the walk finds the entry gone, or the service finds the slot taken. If word 4 says so and its process has
-//! registered with the kernel, the reader has its compiler's fence only, and the service's [`Barrier`] makes it pass a
-//! real one at the one moment at which it counts ([`barrier`](super::barrier) argues it). Word 4 only ever
-//! spares a client something: one that does not know it fences, and is right. A service that takes
-//! a page over which says 1 is bound by it. A slot that holds a
+//! either the walk finds the entry gone, or the service finds the slot taken. A slot that holds a
 //! view of the new generation has loaded that, and its walk finds the entry gone as well. And who
 //! reads a slot after its owner went on sees all that the owner did with the old view as done,
 //! because every store to a slot releases. That includes the one of the *next* view: it is the one
@@ -37,7 +33,8 @@
 //! either the client reads the new count and writes nothing, or the service finds the slot taken. If that holds
 //! an older view, the service waits. If it holds the new one, its owner has loaded the new generation, and with
 //! it the count that was stored before: had the count been stored after the entry was hidden, such a client would write
-//! and nobody would wait for it.
+//! and nobody would wait for it. If word 4 says so the service does not look, but asks; then a pin that is there for leases alone
+//! needs no fence, because only its own process looks ([`barrier`](super::barrier) argues it).
 //!
 //! # What the service believes
 //!
@@ -72,7 +69,7 @@ const FENCE_WORD: usize = 1;
 const MARK_WORD: usize = 2;
 const REVOKED_WORD: usize = 3;
 /// Under loom the first word of a slot, and not used: its models fence.
-const BARRIER_WORD: usize = 4;
+const ASKS_WORD: usize = 4;
 
 /// Stands first in a session page. The last byte is the version of this format.
 const MAGIC: u64 = u64::from_be_bytes(*b"domsess\x01");
@@ -151,10 +148,10 @@ impl<W: WordSource> SessionPage<W> {
         self.load(slot_word(slot)).checked_sub(1)
     }
 
-    /// Does whoever looks at this page run a [`Barrier`] before?
+    /// Does the service ask by a frame when it takes leases away?
     #[must_use]
-    pub fn promises_barrier(&self) -> bool {
-        self.load(BARRIER_WORD) == 1
+    pub fn promises_to_ask(&self) -> bool {
+        self.load(ASKS_WORD) == 1
     }
 
     fn oldest_seen(&self) -> Option<u64> {
@@ -192,13 +189,9 @@ impl<W: WordSink> SessionPage<W> {
         SessionPage { words }
     }
 
-    /// Says that whoever looks at slots runs a [`Barrier`] before. Before anybody else has the page.
-    ///
-    /// # Panics
-    /// If a barrier of this process [reaches nobody else](Barrier::reaches_others).
-    pub fn promise_barrier(&self) {
-        assert!(Barrier::reaches_others(), "only what works is promised");
-        self.words.store(BARRIER_WORD, 1, Release);
+    /// Says that the service asks by a frame when it takes leases away. Before anybody else has the page.
+    pub fn promise_to_ask(&self) {
+        self.words.store(ASKS_WORD, 1, Release);
     }
 
     /// Gives the session up, whose last generation is `generation`. What is published after this is
@@ -256,7 +249,7 @@ impl<W: WordSink> SessionPage<W> {
         fence(SeqCst);
     }
 
-    /// As [`SessionPage::enter`], where no fence is needed.
+    /// As [`SessionPage::enter`], to work with nothing but leased memory.
     ///
     /// # Panics
     /// If there is no such slot.
@@ -266,10 +259,10 @@ impl<W: WordSink> SessionPage<W> {
         unfenced.fence();
     }
 
-    /// Need threads of this process not fence, if it has registered? As long as it has the page.
+    /// Need pins for leased memory have no fence in this process, which has registered? As long as it has the page.
     #[must_use]
     pub fn unfenced(&self, _process: Registered) -> Option<Unfenced> {
-        self.promises_barrier().then_some(Unfenced(()))
+        self.promises_to_ask().then_some(Unfenced(()))
     }
 
     #[inline]
@@ -416,7 +409,7 @@ mod tests {
     }
 
     fn barrier() -> Barrier {
-        Barrier::run().unwrap()
+        Barrier::run()
     }
 
     fn oldest<W: WordSource>(page: &SessionPage<W>) -> Option<u64> {
@@ -485,19 +478,16 @@ mod tests {
     #[test]
     fn fences_are_needed_unless_both_sides_say_otherwise() {
         let (service, client) = shared();
-        let registered = Registered::register();
-        assert_eq!(registered.is_some(), Barrier::reaches_others());
-        let Some(registered) = registered else { return };
+        let Some(registered) = Registered::register() else {
+            return;
+        };
         assert!(client.unfenced(registered).is_none(), "nothing is promised");
 
-        service.promise_barrier();
+        service.promise_to_ask();
 
         assert!(client.unfenced(registered).is_some());
-        assert_eq!(
-            service.words.words()[4].load_acquire(),
-            1,
-            "the protocol's word"
-        );
+        let word = service.words.words()[4].load_acquire();
+        assert_eq!(word, 1, "the protocol's word");
     }
 
     #[test]
@@ -506,7 +496,7 @@ mod tests {
         let Some(registered) = Registered::register() else {
             return;
         };
-        service.promise_barrier();
+        service.promise_to_ask();
         let unfenced = client.unfenced(registered).unwrap();
         client.announce(1);
 

@@ -136,9 +136,7 @@ impl Shared {
                 let value = self.page.words().words()[slot_word(slot)].load(Acquire);
                 value == 0 || value > generation
             }),
-            _ => !self
-                .page
-                .holds_older_than(generation, &Barrier::run().unwrap()),
+            _ => !self.page.holds_older_than(generation, &Barrier::run()),
         }
     }
 }
@@ -248,7 +246,7 @@ fn ack(page: &Page, walker: &Walker<Arc<LoomWords>>, bug: Bug) -> u64 {
     let newest = walker.generation();
     let held = match bug {
         Bug::AckTheNewest => None,
-        _ => page.oldest(&Barrier::run().unwrap()),
+        _ => page.oldest(&Barrier::run()),
     };
     held.map_or(newest, |held| held.min(newest))
 }

@@ -23,6 +23,8 @@ pub(super) struct ModelReader {
     fenced: Option<u64>,
     /// How often leases of it were taken away.
     revocations: usize,
+    /// It has not been asked since.
+    revoked: bool,
 }
 
 /// Something that was removed, and is not free.
@@ -91,6 +93,7 @@ impl ModelReader {
             opened: BTreeMap::new(),
             fenced: None,
             revocations: 0,
+            revoked: false,
         }
     }
 
@@ -118,6 +121,7 @@ impl ModelReader {
 
     /// Answers what it is asked for.
     fn hear_of(&mut self, generation: u64, closed: &[MemoryId], is_own: bool) -> Option<u64> {
+        let revoked = std::mem::take(&mut self.revoked) && self.kind == Kind::Pins;
         let mut must_close = false;
         for memory in closed {
             if let Some(open @ None) = self.opened.get_mut(memory) {
@@ -131,9 +135,7 @@ impl ModelReader {
         let owes = self.asked > self.acked;
         let holds = match self.kind {
             Kind::Frames => !is_own,
-            _ => self
-                .fake
-                .holds_older_than(generation, &Barrier::run().unwrap()),
+            _ => revoked || self.fake.holds_older_than(generation, &Barrier::run()),
         };
         if must_close || owes || holds {
             self.asked = generation;
@@ -231,6 +233,7 @@ impl Model {
         for owner in owners {
             if let Some(reader) = self.readers.get_mut(&owner) {
                 reader.revocations += 1;
+                reader.revoked = true;
             }
         }
     }

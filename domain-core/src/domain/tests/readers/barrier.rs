@@ -1,62 +1,59 @@
-//! When a removal fences for those who pin.
+//! Leases that are taken away are asked for: their owner's pins may have no fence.
 
 use super::*;
-use crate::iotlb::barrier::trial;
-
-/// A removal, and how many barriers it ran.
-fn remove(domain: &Domain) -> (Removal, usize) {
-    let made = alloc(domain, 1).unwrap();
-    let before = trial::runs();
-    let removal = free(domain, made);
-    (removal, trial::runs() - before)
-}
+use crate::lease::LeaseSpec;
 
 #[test]
-fn a_removal_runs_one_barrier_for_all_sessions_that_pin() {
+fn who_loses_a_lease_is_asked_although_nothing_is_seen_to_be_pinned() {
     let domain = served();
-    join_by_pins(&domain, FIRST);
-    join_by_pins(&domain, SECOND);
-    join_by_frames(&domain, LATER);
+    let others = join_by_pins(&domain, FIRST);
+    let fake = Fake::pins();
+    domain.join(OTHER, reading(Role::Driver, 7, &fake)).unwrap();
+    let leased = domain.lease(OTHER, &LeaseSpec::of(P)).unwrap();
 
-    let (_, runs) = remove(&domain);
+    let removal = domain.reset_bounce(Actor::Owner, true).unwrap().removal;
 
-    assert_eq!(runs, 1);
-}
-
-#[test]
-fn a_removal_at_which_nobody_s_pins_are_looked_at_runs_none() {
-    let domain = served();
-    assert_eq!(remove(&domain).1, 0, "nobody is attached who reads");
-
-    join_by_frames(&domain, FIRST);
-    assert_eq!(remove(&domain).1, 0);
-}
-
-#[test]
-fn one_that_owes_is_not_looked_at_again() {
-    let domain = served();
-    let fake = join_by_pins(&domain, FIRST);
-    fake.pin(generation(&domain));
-    assert_eq!(remove(&domain).1, 1);
-
-    assert_eq!(remove(&domain).1, 0, "only a frame can say it now");
-}
-
-#[test]
-fn where_the_kernel_fails_everybody_is_asked() {
-    let domain = served();
-    let fake = join_by_pins(&domain, FIRST);
-    trial::fail(true);
-
-    let (removal, _) = remove(&domain);
-
-    trial::fail(false);
-    assert_eq!(
-        fake.asked(),
-        [removal.generation],
-        "although nothing is pinned"
-    );
-    assert_eq!(domain.progress(removal), waiting(&[FIRST]));
-    ack(&domain, FIRST, removal.generation);
+    assert_eq!(fake.asked(), [removal.generation]);
+    assert_eq!(others.asked(), [], "who had none is looked at");
+    assert_eq!(domain.progress(removal), waiting(&[OTHER]));
+    let waits = limbo(&domain).into_iter().map(|(range, ..)| range);
+    assert_eq!(waits.collect::<Vec<_>>(), [leased.range]);
+    // Others' removals do not say it for it either.
+    let made = alloc(&domain, 1).unwrap();
+    let later = free(&domain, made);
+    assert_eq!(domain.progress(removal), waiting(&[OTHER]));
+    ack(&domain, OTHER, later.generation);
     assert_eq!(domain.progress(removal), Progress::Done);
+    assert_all_is_free(&domain);
+}
+
+#[test]
+fn once_it_has_said_so_it_is_looked_at_again() {
+    let domain = served();
+    let fake = Fake::pins();
+    domain.join(OTHER, reading(Role::Driver, 7, &fake)).unwrap();
+    domain.lease(OTHER, &LeaseSpec::of(P)).unwrap();
+    let removal = domain.reset_bounce(Actor::Owner, true).unwrap().removal;
+    ack(&domain, OTHER, removal.generation);
+    fake.asked();
+
+    let made = alloc(&domain, 1).unwrap();
+    let removal = free(&domain, made);
+
+    assert_eq!(fake.asked(), []);
+    assert_eq!(domain.progress(removal), Progress::Done);
+}
+
+/// A lease that its owner gives back is none that is taken away.
+#[test]
+fn who_releases_a_lease_is_not_asked() {
+    let domain = served();
+    let fake = Fake::pins();
+    domain.join(OTHER, reading(Role::Driver, 7, &fake)).unwrap();
+    let leased = domain.lease(OTHER, &LeaseSpec::of(P)).unwrap();
+
+    let removal = domain.release_lease(OTHER, leased.iova(), leased.id);
+
+    assert_eq!(fake.asked(), []);
+    assert_eq!(domain.progress(removal.unwrap()), Progress::Done);
 }
