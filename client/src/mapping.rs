@@ -36,8 +36,9 @@ impl Session {
     /// [`Error::Refused`] with the daemon's reason, [`Error::Ended`],
     /// [`Error::Transport`].
     pub async fn map(&self, spec: MapSpec) -> Result<Mapping, Error> {
-        let answers = self.map_batch(&[spec], BatchMode::AllOrNothing).await?;
-        only(answers)?
+        let inner = Arc::clone(&self.inner);
+        let work = async move { map_one(&inner, &spec).await };
+        self.inner.finish(work).await?
     }
 
     /// Maps several buffers with one call; one answer per entry, in order.
@@ -192,6 +193,19 @@ impl Mapping {
         }
     }
 
+    /// What came of one buffer.
+    fn answered(
+        session: &Arc<Inner>,
+        spec: &MapSpec,
+        result: v1::MapResult,
+    ) -> Result<Mapping, Error> {
+        match result.outcome {
+            Some(Outcome::Mapping(mapped)) => Mapping::adopt(session, spec, mapped),
+            Some(Outcome::Refusal(refusal)) => Err(Error::Refused(refusal)),
+            None => Err(ProtocolError::Missing { field: "outcome" }.into()),
+        }
+    }
+
     /// Guards what the daemon says it has mapped, and checks that it is what
     /// was asked for.
     fn adopt(
@@ -249,17 +263,32 @@ async fn map_all(
     let mappings: Vec<_> = results
         .into_iter()
         .zip(specs)
-        .map(|(result, spec)| match result.outcome {
-            Some(Outcome::Mapping(mapped)) => Mapping::adopt(session, spec, mapped),
-            Some(Outcome::Refusal(refusal)) => Err(Error::Refused(refusal)),
-            None => Err(ProtocolError::Missing { field: "outcome" }.into()),
-        })
+        .map(|(result, spec)| Mapping::answered(session, spec, result))
         .collect();
     if got != specs.len() {
         let wanted = specs.len();
         return Err(ProtocolError::AnswerCount { got, wanted }.into());
     }
     Ok(mappings)
+}
+
+/// As `map_all`, without lists of one.
+async fn map_one(session: &Arc<Inner>, spec: &MapSpec) -> Result<Mapping, Error> {
+    let request = v1::MapRequest {
+        entries: vec![spec.into()],
+        partial: false,
+        request_id: String::new(),
+    };
+    let results = session.call(session.calls().map(request)).await?.results;
+    let got = results.len();
+    let mut mappings = results
+        .into_iter()
+        .map(|result| Mapping::answered(session, spec, result));
+    // What nobody has asked for is dropped, and so undone.
+    match (mappings.next(), mappings.count()) {
+        (Some(mapping), 0) => mapping,
+        _ => Err(ProtocolError::AnswerCount { got, wanted: 1 }.into()),
+    }
 }
 
 async fn unmap_one(session: &Inner, spec: &UnmapSpec) -> Result<u64, Error> {

@@ -6,10 +6,15 @@
 //! a cleared message is worth keeping: the decoder takes it from a short list of
 //! its thread, and the encoder gives it back when it is written. Who handles
 //! messages does the same with [`take`] and [`give_back`].
+//!
+//! Where one thread only takes and another one only gives back, as with a client
+//! whose connection has a task of its own, what is one too many on this one goes
+//! through a list that all threads share to that one.
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::marker::PhantomData;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use domain_core::limits::BATCH_ENTRIES;
 use prost::Message;
@@ -20,21 +25,26 @@ use crate::v1::{PipelineRequest, PipelineResponse};
 
 /// Messages of one kind that a thread keeps. A full one is some 100 KiB.
 const KEPT: usize = 4;
+/// Messages of one kind that are kept for all threads.
+const SPARE: usize = 32;
+
+static SPARE_REQUESTS: Spare<PipelineRequest> = Spare::new();
+static SPARE_RESPONSES: Spare<PipelineResponse> = Spare::new();
 
 thread_local! {
     static REQUESTS: RefCell<Kept<PipelineRequest>> = const { RefCell::new(Kept::new()) };
     static RESPONSES: RefCell<Kept<PipelineResponse>> = const { RefCell::new(Kept::new()) };
 }
 
-/// An empty message; one that was given back on this thread, if there is one.
+/// An empty message; one that was given back, on this thread if possible.
 #[must_use]
 pub fn take<M: Default + 'static>() -> M {
     let mut taken = None::<M>;
     let slot: &mut dyn Any = &mut taken;
     if let Some(slot) = slot.downcast_mut() {
-        *slot = REQUESTS.with_borrow_mut(Kept::take);
+        *slot = REQUESTS.with_borrow_mut(|kept| kept.take(&SPARE_REQUESTS));
     } else if let Some(slot) = slot.downcast_mut() {
-        *slot = RESPONSES.with_borrow_mut(Kept::take);
+        *slot = RESPONSES.with_borrow_mut(|kept| kept.take(&SPARE_RESPONSES));
     }
     taken.unwrap_or_default()
 }
@@ -45,31 +55,68 @@ pub fn give_back<M: 'static>(message: M) {
     let mut given = Some(message);
     let slot: &mut dyn Any = &mut given;
     if let Some(slot) = slot.downcast_mut::<Option<PipelineRequest>>() {
-        REQUESTS.with_borrow_mut(|kept| kept.put(slot.take()));
+        REQUESTS.with_borrow_mut(|kept| kept.put(slot.take(), &SPARE_REQUESTS));
     } else if let Some(slot) = slot.downcast_mut::<Option<PipelineResponse>>() {
-        RESPONSES.with_borrow_mut(|kept| kept.put(slot.take()));
+        RESPONSES.with_borrow_mut(|kept| kept.put(slot.take(), &SPARE_RESPONSES));
     }
 }
 
-/// Cleared messages, a few.
+/// Cleared messages of one thread, a few.
 struct Kept<M>(Vec<M>);
+
+/// Cleared messages that a thread had too many of, for those that have none. Only
+/// they touch it.
+struct Spare<M> {
+    /// Held to push or to pop; nothing is made or dropped meanwhile.
+    messages: Mutex<Vec<M>>,
+}
 
 impl<M: Reusable> Kept<M> {
     const fn new() -> Kept<M> {
         Kept(Vec::new())
     }
 
-    fn take(&mut self) -> Option<M> {
-        self.0.pop()
+    fn take(&mut self, spare: &Spare<M>) -> Option<M> {
+        self.0.pop().or_else(|| spare.take())
     }
 
-    fn put(&mut self, message: Option<M>) {
-        let room = self.0.len() < KEPT;
-        let Some(mut message) = message.filter(|message| room && !message.is_overgrown()) else {
+    fn put(&mut self, message: Option<M>, spare: &Spare<M>) {
+        let Some(mut message) = message.filter(|message| !message.is_overgrown()) else {
             return;
         };
         message.clear();
-        self.0.push(message);
+        if self.0.len() < KEPT {
+            self.0.push(message);
+        } else {
+            drop(spare.put(message));
+        }
+    }
+}
+
+impl<M> Spare<M> {
+    const fn new() -> Spare<M> {
+        Spare {
+            messages: Mutex::new(Vec::new()),
+        }
+    }
+
+    fn take(&self) -> Option<M> {
+        self.messages().pop()
+    }
+
+    /// Gives it back if there are enough.
+    fn put(&self, message: M) -> Option<M> {
+        let mut messages = self.messages();
+        if messages.len() >= SPARE {
+            return Some(message);
+        }
+        messages.push(message);
+        None
+    }
+
+    /// A list is whole after any panic.
+    fn messages(&self) -> MutexGuard<'_, Vec<M>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -279,18 +326,54 @@ mod tests {
         assert_eq!(take::<PipelineRequest>(), PipelineRequest::default());
     }
 
+    /// How many of so many that are taken have been used before.
+    fn used<M: Reusable>(kept: &mut Kept<M>, spare: &Spare<M>, count: usize) -> usize {
+        (0..count).filter_map(|_| kept.take(spare)).count()
+    }
+
     #[test]
-    fn a_thread_keeps_few_messages_and_none_that_is_larger_than_a_batch() {
+    fn a_thread_keeps_few_messages_all_threads_some_more_and_none_that_is_larger_than_a_batch() {
+        let (mut kept, spare) = (Kept::new(), Spare::new());
         let mut large = full_request();
         large.keep_offset.reserve_exact(2 * BATCH_ENTRIES);
-        give_back(large);
-        assert_eq!(take::<PipelineRequest>().offset.capacity(), 0);
-        for _ in 0..=KEPT {
-            give_back(full_request());
+        kept.put(Some(large), &spare);
+        assert_eq!(used(&mut kept, &spare, 1), 0);
+
+        for _ in 0..KEPT + SPARE + 1 {
+            kept.put(Some(full_request()), &spare);
         }
-        let taken = [(); KEPT + 1].map(|()| take::<PipelineRequest>());
-        let kept = taken.iter().filter(|taken| taken.offset.capacity() > 0);
-        assert_eq!(kept.count(), KEPT);
+        let mut other = Kept::new();
+        assert_eq!(used(&mut other, &spare, KEPT + SPARE), SPARE);
+        assert_eq!(used(&mut kept, &spare, KEPT + SPARE), KEPT);
+    }
+
+    /// As the client's requests go: made here, written by the connection's task.
+    #[test]
+    fn what_one_thread_only_gives_back_another_one_takes() {
+        let (mut writer, spare) = (Kept::new(), Spare::new());
+        for _ in 0..=KEPT {
+            writer.put(Some(full_request()), &spare);
+        }
+        let mut maker = Kept::new();
+        for _ in 0..100 {
+            let message = maker.take(&spare).expect("one was too many there");
+            assert_eq!(message, PipelineRequest::default());
+            assert!(message.offset.capacity() >= BATCH_ENTRIES);
+            writer.put(Some(message), &spare);
+        }
+        assert_eq!(used(&mut maker, &spare, 2), 1);
+    }
+
+    #[test]
+    fn messages_come_from_thread_to_thread() {
+        // More than one keeps; other tests may take some of them meanwhile.
+        let given = || (0..SPARE).for_each(|_| give_back(full_request()));
+        let found = (0..100).any(|_| {
+            std::thread::spawn(given).join().unwrap();
+            let taken = [(); KEPT + 1].map(|()| take::<PipelineRequest>());
+            taken.iter().all(|one| one.offset.capacity() > 0)
+        });
+        assert!(found);
     }
 
     #[tokio::test]

@@ -12,8 +12,9 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Every scenario, and the name of its floor.
-const SCENARIOS: [(&str, &str); 5] = [
+const SCENARIOS: [(&str, &str); 6] = [
     ("map", "empty RPC x 2"),
+    ("pipeline", "raw socket echo x 2 and pread, batched alike"),
     ("lease", "memcpy"),
     ("translate", "flat table lookup"),
     ("attach", "raw connect, 2 fds, 2 mmaps"),
@@ -193,6 +194,7 @@ async fn an_interrupt_in_the_middle_leaves_no_domain_and_no_session() {
     let stage = Stage::new();
     for (scenario, signal) in [
         ("map", Signal::INT),
+        ("pipeline", Signal::TERM),
         ("translate", Signal::TERM),
         ("attach", Signal::INT),
         ("invalidate", Signal::HUP),
@@ -299,6 +301,7 @@ fn wrong_usage_is_2_and_names_the_numbers() {
         (["--seconds", "-0.5"], &["-0.5"]),
         (["--seconds", "4000"], &["4000", "3600"]),
         (["--seconds", "soon"], &["soon"]),
+        (["--scenario=pipeline", "--size=65537"], &["65537", "65536"]),
         (["--scenario", "sideways"], &["sideways", "translate"]),
     ] {
         let output = stage.run(&Ctl::alone(), &line);

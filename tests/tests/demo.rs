@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use domaind_client::{Client, RuntimeDir};
@@ -59,7 +61,9 @@ impl Stage {
     fn verify(&self, line: &[&str]) -> Report {
         let output = self.run(&[line, &["-o", "json"]].concat());
         assert_eq!(output.code, 0, "{line:?}: {output:?}");
-        Report::read(&output.stdout)
+        let report = Report::read(&output.stdout);
+        assert_eq!(report.lease, !line.contains(&"--calls"), "{line:?}");
+        report
     }
 
     /// Nothing of a demo is left in its temporary directory.
@@ -89,6 +93,8 @@ fn socket_below(dir: &Path, depth: usize) -> Option<PathBuf> {
 /// The object of the issue, and nothing but it.
 #[derive(Debug)]
 struct Report {
+    /// The driver has copied, and not the daemon.
+    lease: bool,
     bytes: u64,
     blocks: u64,
     driver_pids: Vec<u64>,
@@ -143,6 +149,7 @@ impl Report {
             (number(&one["pid"]), number(&one["blocks"]))
         });
         let report = Report {
+            lease: value["lease"].as_bool().unwrap(),
             bytes: number(&value["bytes"]),
             blocks: number(&value["blocks"]),
             driver_pids: numbers(&value["driver_pids"]),
@@ -212,8 +219,8 @@ fn assert_keys(value: &Value, keys: &[&str]) {
 
 // ---- Files
 
-/// Copied by the daemon, and by the driver itself.
-const MODES: [&[&str]; 2] = [&[], &["--lease"]];
+/// Copied by the driver itself, and by the daemon.
+const MODES: [&[&str]; 2] = [&[], &["--calls"]];
 
 #[test]
 fn every_size_around_a_page_and_a_block_is_verified() {
@@ -234,14 +241,18 @@ fn several_megabytes_in_odd_blocks_are_shared_by_the_devices() {
     let stage = Stage::new();
     let file = stage.file(3_000_001);
     let file = file.to_str().unwrap();
-    let report = stage.verify(&[file, "--block", "12345", "--devices", "3"]);
-    assert_eq!((report.bytes, report.blocks), (3_000_001, 244));
-    assert_eq!(report.device_pids.len(), 3);
-    for (pid, blocks) in &report.per_device {
-        assert!(*blocks > 0, "device {pid} took no share: {report:?}");
+    for mode in MODES {
+        let odd = [file, "--block", "12345", "--devices", "3"];
+        let report = stage.verify(&[&odd, mode].concat());
+        assert_eq!((report.bytes, report.blocks), (3_000_001, 244));
+        assert_eq!(report.device_pids.len(), 3);
+        for (pid, blocks) in &report.per_device {
+            assert!(*blocks > 0, "device {pid} took no share: {report:?}");
+        }
+        let few = [file, "--block", "1MiB", "--devices", "1"];
+        let report = stage.verify(&[&few, mode].concat());
+        assert_eq!((report.blocks, report.device_pids.len()), (3, 1));
     }
-    let report = stage.verify(&[file, "--block", "1MiB", "--devices", "1"]);
-    assert_eq!((report.blocks, report.device_pids.len()), (3, 1));
 }
 
 #[test]
@@ -264,7 +275,7 @@ fn every_direction_is_verified() {
     let stage = Stage::new();
     let file = stage.file(500_000);
     for direction in ["both", "to-device", "from-device"] {
-        for (devices, mode) in [("1", MODES[0]), ("2", MODES[0]), ("2", MODES[1])] {
+        for (devices, mode) in ["1", "2"].into_iter().flat_map(|n| MODES.map(|m| (n, m))) {
             let file = file.to_str().unwrap();
             let line = [file, "--direction", direction, "--devices", devices];
             let report = stage.verify(&[&line, mode].concat());
@@ -277,8 +288,9 @@ fn every_direction_is_verified() {
 #[test]
 fn a_pipe_works_by_the_name_of_a_dash_and_of_dev_stdin() {
     let stage = Stage::new();
-    for name in ["-", "/dev/stdin"] {
-        let mut command = stage.command(&[name, "--block", "10000", "-o", "json"]);
+    for (name, mode) in ["-", "/dev/stdin"].into_iter().zip(MODES) {
+        let line = [name, "--block", "10000", "-o", "json"];
+        let mut command = stage.command(&[&line, mode].concat());
         command.stdin(Stdio::piped());
         let mut child = ctl::start(command);
         let mut stdin = child.stdin.take().unwrap();
@@ -295,12 +307,14 @@ fn a_pipe_works_by_the_name_of_a_dash_and_of_dev_stdin() {
         stage.assert_clean();
     }
     // Nothing comes at all.
-    let mut command = stage.command(&["-", "-o", "json"]);
-    command.stdin(Stdio::piped());
-    let mut child = ctl::start(command);
-    ctl::feed(&mut child, b"");
-    let report = Report::read(&ctl::finish(child).stdout);
-    assert_eq!((report.bytes, report.blocks), (0, 0));
+    for mode in MODES {
+        let mut command = stage.command(&[&["-", "-o", "json"], mode].concat());
+        command.stdin(Stdio::piped());
+        let mut child = ctl::start(command);
+        ctl::feed(&mut child, b"");
+        let report = Report::read(&ctl::finish(child).stdout);
+        assert_eq!((report.bytes, report.blocks), (0, 0));
+    }
 }
 
 #[test]
@@ -327,17 +341,44 @@ fn a_named_pipe_works() {
 }
 
 #[test]
-fn for_people_it_is_a_short_table_with_the_pids() {
+fn for_people_it_is_a_short_table_with_the_pids_and_who_copied() {
     let stage = Stage::new();
     let file = stage.file(200_000);
-    let output = stage.run(&[file.to_str().unwrap()]);
-    assert_eq!(output.code, 0, "{output:?}");
-    for word in ["verified", "copied by", "200000", "driver", "device"] {
-        assert!(output.stdout.contains(word), "{word} in {output:?}");
+    let copiers = ["the driver", "the daemon"].into_iter();
+    let asked = ["0 calls to the daemon per block", "2 calls per block"];
+    for ((mode, copier), asked) in MODES.into_iter().zip(copiers).zip(asked) {
+        let output = stage.run(&[&[file.to_str().unwrap()], mode].concat());
+        assert_eq!(output.code, 0, "{output:?}");
+        for word in ["verified", "200000", "driver", "device"] {
+            assert!(output.stdout.contains(word), "{word} in {output:?}");
+        }
+        let line = output
+            .stdout
+            .lines()
+            .find_map(|line| line.strip_prefix("copied by"));
+        let line = line.unwrap_or_else(|| panic!("{output:?}"));
+        assert!(line.contains(copier) && line.contains(asked), "{line}");
+        assert!(output.stdout.lines().count() < 40, "{output:?}");
+        assert_eq!(output.stderr, "", "a progress bar only on a terminal");
+        assert!(!output.stdout.contains('\u{1b}'), "no colours into a pipe");
     }
-    assert!(output.stdout.lines().count() < 40, "{output:?}");
-    assert_eq!(output.stderr, "", "a progress bar only on a terminal");
-    assert!(!output.stdout.contains('\u{1b}'), "no colours into a pipe");
+}
+
+/// What was asked for when it was not the default.
+#[test]
+fn the_default_has_a_name_and_conflicts_with_the_other_mode() {
+    let stage = Stage::new();
+    let file = stage.file(70_000);
+    let file = file.to_str().unwrap();
+
+    assert!(stage.verify(&[file, "--lease"]).lease);
+    for line in [[file, "--lease", "--calls"], [file, "--calls", "--lease"]] {
+        let output = stage.run(&line);
+        assert_eq!((output.code, output.stdout.as_str()), (2, ""), "{output:?}");
+        for name in ["--lease", "--calls"] {
+            assert!(output.stderr.contains(name), "{name} in {output:?}");
+        }
+    }
 }
 
 // ---- Wrong files and wrong usage
@@ -401,7 +442,11 @@ fn wrong_usage_is_2_and_starts_nothing() {
 struct Endless {
     child: Child,
     feeder: Option<std::thread::JoinHandle<()>>,
+    fed_bytes: Arc<AtomicU64>,
 }
+
+/// More than lies in the pipe, is read ahead, and is in the hands of devices.
+const MID_RUN_BYTES: u64 = 8 << 20;
 
 impl Endless {
     fn start(stage: &Stage, line: &[&str]) -> Endless {
@@ -409,14 +454,29 @@ impl Endless {
         command.stdin(Stdio::piped());
         let mut child = ctl::start(command);
         let mut stdin = child.stdin.take().unwrap();
+        let fed_bytes = Arc::new(AtomicU64::new(0));
+        let fed = Arc::clone(&fed_bytes);
         let feeder = std::thread::spawn(move || {
             // Until nobody reads any more; bounded, should that never be.
             let until = Instant::now() + Duration::from_secs(50);
-            while Instant::now() < until && stdin.write_all(&[0x5a; 65_536]).is_ok() {}
+            while Instant::now() < until && stdin.write_all(&[0x5a; 65_536]).is_ok() {
+                fed.fetch_add(65_536, Ordering::Relaxed);
+            }
         });
         Endless {
             child,
             feeder: Some(feeder),
+            fed_bytes,
+        }
+    }
+
+    /// Waits until blocks have come back. The daemon does not know of it if the
+    /// driver copies by itself.
+    async fn in_mid_run(&self) {
+        let until = Instant::now() + wait::DEADLINE;
+        while self.fed_bytes.load(Ordering::Relaxed) < MID_RUN_BYTES {
+            assert!(Instant::now() < until, "nothing moves");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -455,36 +515,20 @@ async fn attached(dir: &Path, devices: usize) -> (u32, Vec<u32>) {
     }
 }
 
-/// Waits until blocks are moving: the domain changes.
-async fn in_mid_run(dir: &Path) {
-    let dir = RuntimeDir::new(dir).unwrap();
-    let client = Client::connect_admin(&dir)
-        .await
-        .expect("the daemon of the demo");
-    let until = Instant::now() + wait::DEADLINE;
-    loop {
-        let page = client
-            .domains()
-            .list_domains(v1::ListDomainsRequest::default())
-            .await;
-        let domains = page.expect("ListDomains").into_inner().domains;
-        if domains.iter().any(|domain| domain.generation > 50) {
-            return;
-        }
-        assert!(Instant::now() < until, "nothing moves");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_device_killed_in_mid_run_is_named_and_nothing_is_left() {
     let stage = Stage::new();
-    for (devices, victim, format) in [(2, 0, "json"), (2, 1, "table"), (1, 0, "json")] {
+    let victims = [(2, 0, "json"), (2, 1, "table"), (1, 0, "json")];
+    for ((devices, victim, format), mode) in victims
+        .into_iter()
+        .flat_map(|victim| MODES.map(|mode| (victim, mode)))
+    {
         let count = devices.to_string();
-        let demo = Endless::start(&stage, &["--devices", &count, "-o", format]);
+        let line = ["--devices", &count, "-o", format];
+        let demo = Endless::start(&stage, &[&line, mode].concat());
         let dir = stage.embedded();
         let (driver, pids) = attached(&dir, devices).await;
-        in_mid_run(&dir).await;
+        demo.in_mid_run().await;
         let family = children::descendants(demo.child.id());
         assert!(family.contains(&driver) && pids.iter().all(|pid| family.contains(pid)));
 
@@ -506,32 +550,38 @@ async fn a_device_killed_in_mid_run_is_named_and_nothing_is_left() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_driver_killed_in_mid_run_is_told_and_nothing_is_left() {
     let stage = Stage::new();
-    let demo = Endless::start(&stage, &["-o", "json"]);
-    let dir = stage.embedded();
-    let (driver, _) = attached(&dir, 2).await;
-    in_mid_run(&dir).await;
-    let family = children::descendants(demo.child.id());
+    for mode in MODES {
+        let demo = Endless::start(&stage, &[&["-o", "json"], mode].concat());
+        let dir = stage.embedded();
+        let (driver, _) = attached(&dir, 2).await;
+        demo.in_mid_run().await;
+        let family = children::descendants(demo.child.id());
 
-    children::signal(driver, Signal::KILL);
+        children::signal(driver, Signal::KILL);
 
-    let output = demo.end();
-    assert_eq!(output.code, 1, "{output:?}");
-    assert!(output.stderr.contains("driver"), "{output:?}");
-    for pid in family {
-        children::wait_until_gone(pid);
+        let output = demo.end();
+        assert_eq!(output.code, 1, "{output:?}");
+        assert!(output.stderr.contains("driver"), "{output:?}");
+        for pid in family {
+            children::wait_until_gone(pid);
+        }
+        stage.assert_clean();
     }
-    stage.assert_clean();
 }
 
 /// The one in the foreground: its children must not outlive it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_demo_that_is_killed_takes_its_processes_along() {
     let stage = Stage::new();
-    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
-        let demo = Endless::start(&stage, &["-o", "json"]);
+    let signals = [Signal::INT, Signal::TERM, Signal::KILL];
+    for (signal, mode) in signals
+        .into_iter()
+        .flat_map(|signal| MODES.map(|mode| (signal, mode)))
+    {
+        let demo = Endless::start(&stage, &[&["-o", "json"], mode].concat());
         let dir = stage.embedded();
         attached(&dir, 2).await;
-        in_mid_run(&dir).await;
+        demo.in_mid_run().await;
         let family = children::descendants(demo.child.id());
 
         children::signal(demo.child.id(), signal);
@@ -563,20 +613,23 @@ async fn with_a_runtime_directory_it_uses_that_daemon_and_leaves_it_as_it_was() 
     let run_dir = node.runtime_dir();
     let dir = run_dir.path().to_str().unwrap();
 
-    let report = stage.verify(&[file.to_str().unwrap(), "--runtime-dir", dir]);
+    for mode in MODES {
+        let line = [file.to_str().unwrap(), "--runtime-dir", dir];
+        let report = stage.verify(&[&line, mode].concat());
 
-    assert_eq!(report.bytes, 400_000);
-    let id = report.domain.trim_start_matches("domains/").to_owned();
-    assert!(node.get(&id).await.is_err(), "its domain is deleted");
-    assert_eq!(node.get("others").await.unwrap().generation, generation);
-    node.until_counts(base).await;
-    // It was there that it worked.
-    let log = node.log();
-    for pid in report.device_pids.iter().chain(&report.driver_pids) {
-        assert!(
-            log.contains(&format!("pid {pid}")),
-            "{pid} in the log of the daemon"
-        );
+        assert_eq!(report.bytes, 400_000);
+        let id = report.domain.trim_start_matches("domains/").to_owned();
+        assert!(node.get(&id).await.is_err(), "its domain is deleted");
+        assert_eq!(node.get("others").await.unwrap().generation, generation);
+        node.until_counts(base).await;
+        // It was there that it worked.
+        let log = node.log();
+        for pid in report.device_pids.iter().chain(&report.driver_pids) {
+            assert!(
+                log.contains(&format!("pid {pid}")),
+                "{pid} in the log of the daemon"
+            );
+        }
     }
 }
 
@@ -587,17 +640,20 @@ async fn a_device_killed_leaves_nothing_in_a_daemon_that_runs_on() {
     let stage = Stage::new();
     let run_dir = node.runtime_dir();
     let dir = run_dir.path();
-    let demo = Endless::start(&stage, &["--runtime-dir", dir.to_str().unwrap()]);
-    let (_, pids) = attached(dir, 2).await;
-    in_mid_run(dir).await;
+    for mode in MODES {
+        let line = ["--runtime-dir", dir.to_str().unwrap()];
+        let demo = Endless::start(&stage, &[&line, mode].concat());
+        let (_, pids) = attached(dir, 2).await;
+        demo.in_mid_run().await;
 
-    children::signal(pids[1], Signal::KILL);
+        children::signal(pids[1], Signal::KILL);
 
-    let output = demo.end();
-    assert_eq!(output.code, 1, "{output:?}");
-    assert!(output.stderr.contains(&pids[1].to_string()), "{output:?}");
-    node.until_counts(base).await;
-    stage.assert_clean();
+        let output = demo.end();
+        assert_eq!(output.code, 1, "{output:?}");
+        assert!(output.stderr.contains(&pids[1].to_string()), "{output:?}");
+        node.until_counts(base).await;
+        stage.assert_clean();
+    }
 }
 
 #[test]
@@ -628,7 +684,7 @@ async fn two_demos_can_use_one_daemon_at_the_same_time() {
         "--runtime-dir",
         dir.path().to_str().unwrap(),
     ];
-    let demos = [0, 1].map(|_| ctl::start(stage.command(&line)));
+    let demos = MODES.map(|mode| ctl::start(stage.command(&[&line, mode].concat())));
     for demo in demos {
         let output = ctl::finish(demo);
         assert_eq!(output.code, 0, "{output:?}");

@@ -2,9 +2,7 @@
 //! and unpins without a pause, until nobody can reach it any more. The floor is
 //! a message to another thread and back.
 
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -17,6 +15,7 @@ use domain_core::perm::Perm;
 use domain_core::session::Role;
 use domaind_client::{Buffer, Session};
 
+use super::echo::Echo;
 use super::latency::Lap;
 use super::party::{Device, Party, Place};
 use super::turns::Work;
@@ -42,7 +41,7 @@ struct Remover {
     _pinning: Option<Pinning>,
     still_pins: Arc<AtomicBool>,
     spec: DirectSpec,
-    echo: Echo,
+    echo: Echo<MESSAGE_BYTES>,
     _buffer: Buffer,
     session: Session,
     party: Party,
@@ -103,7 +102,7 @@ impl Prepared {
             _pinning: pinning,
             still_pins: Arc::clone(still_pins),
             spec: self.spec,
-            echo: Echo::start()?,
+            echo: Echo::start(|_| {})?,
             _buffer: self.buffer,
             session: self.session,
             party: self.party,
@@ -128,7 +127,7 @@ impl Work for Remover {
 
     fn floor(&mut self) -> anyhow::Result<Lap> {
         let start = Instant::now();
-        self.echo.round_trip().context("the floor's message")?;
+        round_trip(&mut self.echo).context("the floor's message")?;
         let took = start.elapsed();
         Ok(Lap { took, ops: 1 })
     }
@@ -176,39 +175,8 @@ impl Drop for Pinning {
     }
 }
 
-/// A thread that sends back what comes.
-struct Echo {
-    socket: UnixStream,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Echo {
-    fn start() -> io::Result<Echo> {
-        let (socket, mut other) = UnixStream::pair()?;
-        let answering = move || {
-            let mut message = [0; MESSAGE_BYTES];
-            while other.read_exact(&mut message).is_ok() && other.write_all(&message).is_ok() {}
-        };
-        Ok(Echo {
-            socket,
-            thread: Some(thread::Builder::new().spawn(answering)?),
-        })
-    }
-
-    fn round_trip(&mut self) -> io::Result<()> {
-        let mut message = [1; MESSAGE_BYTES];
-        self.socket.write_all(&message)?;
-        self.socket.read_exact(&mut message)?;
-        Ok(())
-    }
-}
-
-impl Drop for Echo {
-    fn drop(&mut self) {
-        // The thread reads the end.
-        let _ = self.socket.shutdown(Shutdown::Both);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+fn round_trip(echo: &mut Echo<MESSAGE_BYTES>) -> io::Result<()> {
+    echo.send(&[1; MESSAGE_BYTES])?;
+    echo.receive()?;
+    Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use domain_core::session::Role;
 use domaind_client::pool::{Pool, PoolOptions, ToDevice};
 use domaind_client::{Error, Session};
+use tokio::task::yield_now;
 
 use super::latency::Lap;
 use super::party::{Party, Place};
@@ -30,8 +31,8 @@ struct Bouncer {
     bytes: Vec<u8>,
     copy: Vec<u8>,
     pool: Pool,
-    _session: Session,
-    _party: Party,
+    session: Session,
+    party: Party,
 }
 
 pub(super) fn crew(place: &Place) -> anyhow::Result<Vec<Box<dyn Work>>> {
@@ -65,14 +66,19 @@ impl Bouncer {
             bytes: vec![7; len],
             copy: vec![1; len],
             pool: party.run(session.pool(options))?,
-            _session: session,
-            _party: party,
+            session,
+            party,
         })
     }
 }
 
 impl Work for Bouncer {
     fn ours(&mut self) -> anyhow::Result<Lap> {
+        // Nothing here asks the daemon, and so would notice that it has gone.
+        self.party.run(yield_now());
+        if let Some(ended) = self.session.is_ended() {
+            return Err(Error::Ended(ended).into());
+        }
         let start = Instant::now();
         for _ in 0..BATCH {
             let bytes = black_box(self.bytes.as_slice());

@@ -6,11 +6,13 @@
 
 mod arrange;
 mod attach;
+mod echo;
 mod invalidate;
 mod latency;
 mod lease;
 mod map;
 mod party;
+mod pipeline;
 mod report;
 mod translate;
 mod turns;
@@ -44,7 +46,7 @@ pub(crate) struct BenchArgs {
     /// connection of its own
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=THREADS_MOST))]
     threads: u64,
-    /// Length of the buffer (map, lease), of each address range (translate), of the
+    /// Length of the buffer (map, lease, pipeline), of each address range (translate), of the
     /// mapping, in whole pages (invalidate); attach does not use it
     #[arg(long, value_name = "SIZE", default_value = "4KiB", value_parser = size::parse)]
     size: u64,
@@ -59,6 +61,10 @@ pub(crate) enum Scenario {
     /// Map and unmap a buffer, one call each; the floor: two empty calls
     #[default]
     Map,
+    /// Map and unmap buffers on one pipeline, 8 batches of 64 in flight, copies
+    /// included; a time is that of 32 batches by their entries; the floor: a
+    /// raw socket's echo that copies as much
+    Pipeline,
     /// Pin, translate and unpin; the floor: a flat table
     Translate,
     /// Map and unmap a buffer in leased memory, without a call; the floor:
@@ -90,6 +96,7 @@ impl Scenario {
     fn facts(self) -> Facts {
         match self {
             Scenario::Map => map::FACTS,
+            Scenario::Pipeline => pipeline::FACTS,
             Scenario::Translate => translate::FACTS,
             Scenario::Lease => lease::FACTS,
             Scenario::Attach => attach::FACTS,
@@ -101,6 +108,7 @@ impl Scenario {
     fn crew(self, place: &Place) -> anyhow::Result<Vec<Box<dyn Work>>> {
         match self {
             Scenario::Map => map::crew(place),
+            Scenario::Pipeline => pipeline::crew(place),
             Scenario::Translate => translate::crew(place),
             Scenario::Lease => lease::crew(place),
             Scenario::Attach => attach::crew(place),

@@ -120,7 +120,7 @@ impl Stage {
         let driver = actor("demo-driver", args.direction, host)?
             .args(["--devices", &args.devices.to_string()])
             .args(["--block", &args.block.to_string()])
-            .args(args.lease.then_some("--lease"))
+            .args(args.copying.calls.then_some("--calls"))
             .stdin(input)
             .stdout(Stdio::piped())
             .spawn()

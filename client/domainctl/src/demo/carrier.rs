@@ -1,6 +1,6 @@
-//! The two ways in which a block gets into the domain and back: the daemon
-//! copies it from registered memory, or the driver copies it by itself, into
-//! memory that it has leased.
+//! The two ways in which a block gets into the domain and back: the driver
+//! copies it by itself, into memory that it has leased, or the daemon copies it
+//! from registered memory.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use domaind_client::blocking::{self, Buffer, Mapping, Session};
 use domaind_client::pool::{self, Bidirectional, FromDevice, Pool, PoolOptions, ToDevice};
 use domaind_client::{Error, IovaRange};
 
-use super::Way;
+use super::{Copying, Way};
 
 /// Guards before and behind every block in the driver's memory.
 const GUARD: [u8; 61] = [0xc5; 61];
@@ -75,11 +75,11 @@ impl<'s> Carrier<'s> {
     /// For so many blocks of so many bytes at a time.
     pub(super) fn new(
         session: &'s Session,
-        lease: bool,
+        copying: Copying,
         slots: u64,
         block_bytes: u64,
     ) -> anyhow::Result<Carrier<'s>> {
-        if lease {
+        if copying.is_by_driver() {
             return Ok(Carrier::Lease(session.pool(whole_aperture(session))?));
         }
         let buffer = session.buffer(slots * (block_bytes + 2 * GUARD_BYTES))?;

@@ -17,7 +17,7 @@ use super::carrier::{Carried, Carrier};
 use super::input::{Input, Next};
 use super::notes::{Latency, Note, Outcome, Sharer};
 use super::transform::Key;
-use super::{ActorArgs, Way};
+use super::{ActorArgs, Copying, Way};
 
 /// Memory for blocks that are under way at a time.
 const UNDER_WAY_BYTES: u64 = 64 << 20;
@@ -42,9 +42,8 @@ pub(crate) struct DriverArgs {
     devices: u64,
     #[arg(long)]
     block: u64,
-    /// Without calls to the daemon
-    #[arg(long)]
-    lease: bool,
+    #[command(flatten)]
+    copying: Copying,
 }
 
 /// How many blocks may be under way at a time.
@@ -116,7 +115,7 @@ impl<'s> Driver<'s> {
         rings: Vec<Ring<'s>>,
     ) -> anyhow::Result<Driver<'s>> {
         let slots = slots(args.devices, args.block);
-        let carrier = Carrier::new(session, args.lease, slots, args.block)?;
+        let carrier = Carrier::new(session, args.copying, slots, args.block)?;
         // Three significant digits, from a microsecond to a minute and more.
         let histogram = || Histogram::new(3).context("a histogram");
         Ok(Driver {

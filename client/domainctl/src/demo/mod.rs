@@ -5,13 +5,14 @@
 //! which attaches by itself and touches nothing but its session:
 //!
 //! ```text
-//! FILE -> driver: registered memory -> [daemon copies] -> bounce aperture
+//! FILE -> driver: memory of its own -> [driver copies] -> leased bounce memory
 //!                                                           | in place
-//!         driver: compares, undoes  <- [daemon copies] <- devices
+//!         driver: compares, undoes  <- [driver copies] <- devices
 //!                       ^--- rings in coherent memory ---^
 //! ```
 //!
-//! With `--lease` the driver copies, from and to memory of its own.
+//! With `--calls` the daemon copies, from and to registered memory, and is asked
+//! twice for each block.
 
 mod arrange;
 mod board;
@@ -61,9 +62,26 @@ pub(crate) struct DemoArgs {
     /// Which way the bytes travel
     #[arg(long, value_enum, default_value_t)]
     direction: Way,
-    /// The driver leases memory and copies by itself: no call for each block
+    #[command(flatten)]
+    copying: Copying,
+}
+
+/// Who copies the blocks.
+#[derive(Clone, Copy, Debug, Args)]
+struct Copying {
+    /// The daemon copies each block, asked by a call to map it and another one to
+    /// unmap it; else the driver copies by itself, in memory that it leased once
     #[arg(long)]
+    calls: bool,
+    /// The driver copies by itself, which is the default
+    #[arg(long, conflicts_with = "calls")]
     lease: bool,
+}
+
+impl Copying {
+    fn is_by_driver(self) -> bool {
+        !self.calls
+    }
 }
 
 /// Which way the bytes of a mapping travel.

@@ -9,6 +9,7 @@
 //! documentation says and built as their own users build them.
 
 mod alloc;
+mod allocations;
 mod attached;
 mod attend;
 mod clock;
@@ -49,7 +50,8 @@ use crate::rounds::Scale;
 /// come from batches; percentiles from single operations, each between two
 /// readings of the clock, less the clock's own cost. Two threads: nanoseconds
 /// that each thread waits for one operation. Memory is weighed in child
-/// processes: what became resident, of the heap and of memfds.
+/// processes: what became resident, of the heap and of memfds. Allocations are
+/// counted in one that holds a daemon and its driver.
 #[derive(Debug, Parser)]
 #[command(name = "compare")]
 struct Cli {
@@ -107,6 +109,7 @@ fn run(cli: Cli) -> io::Result<()> {
     pipeline::rows(&report, &scale)?;
     handover::rows(&report, &scale)?;
     crowd::rows(&report, &scale)?;
+    allocations::rows(&report)?;
     memory::rows(&report)
 }
 

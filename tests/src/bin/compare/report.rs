@@ -16,6 +16,7 @@ pub(crate) enum Unit {
     Milliseconds,
     Bytes,
     Percent,
+    Count,
 }
 
 impl fmt::Display for Unit {
@@ -25,6 +26,7 @@ impl fmt::Display for Unit {
             Unit::Milliseconds => "ms",
             Unit::Bytes => "bytes",
             Unit::Percent => "%",
+            Unit::Count => "count",
         })
     }
 }
@@ -209,14 +211,17 @@ fn listed(outcome: &Outcome) -> String {
     format!("{} {}{note}", outcome.name, number(outcome.value))
 }
 
+/// Of what is next to nothing the first digits matter.
 fn rounded(value: f64) -> f64 {
-    (value * 100.0).round() / 100.0
+    let parts = if value < 0.1 { 1e5 } else { 1e2 };
+    (value * parts).round() / parts
 }
 
 fn number(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
         Some(value) if value >= 1000.0 => format!("{value:.0}"),
+        Some(value) if value > 0.0 && value < 0.1 => format!("{value:.4}"),
         Some(value) => format!("{value:.1}"),
     }
 }
@@ -334,5 +339,19 @@ mod tests {
         let text = row(vec![]).to_string();
         assert!(text.contains("0.50x fast") && text.contains("2.00x"));
         assert!(text.contains("unable - (stops at 80 %)"));
+    }
+
+    #[test]
+    fn what_is_next_to_nothing_keeps_its_first_digits() {
+        let table = [
+            (0.0, 0.0, "0.0"),
+            (0.007_684, 0.00768, "0.0077"),
+            (0.1, 0.1, "0.1"),
+            (79.064, 79.06, "79.1"),
+        ];
+        for (value, in_json, in_table) in table {
+            assert!((rounded(value) - in_json).abs() < 1e-9, "{value}");
+            assert_eq!(number(Some(value)), in_table);
+        }
     }
 }
