@@ -1,6 +1,7 @@
 //! Leases between real processes: a driver has a part of the bounce aperture to
 //! itself, until it gives it back, ends, or a reset takes it away.
 
+use domaind_tests::frames::Acker;
 use domaind_tests::node::{name, scrubbed, spec};
 use domaind_tests::refusal::assert_numbers;
 use domaind_tests::v1::{self, MappingKind};
@@ -18,6 +19,15 @@ fn revocations(session: &Raw) -> u64 {
     let pages = &session.given.tables;
     let (_, fd) = pages.iter().find(|(region, _)| is_page(region)).unwrap();
     u64::from_ne_bytes(files::peek(fd, 3 * 8, 8).try_into().unwrap())
+}
+
+/// Waits until its leases are asked for, and says that it uses them no more. Answers how often its page says by then that
+/// some were taken away.
+async fn say_gone(owner: &mut Acker) -> u64 {
+    let asked = owner.asked().await;
+    let revoked = revocations(&owner.raw);
+    owner.ack(asked.generation).await;
+    revoked
 }
 
 async fn session_of(node: &Node, session: &Raw) -> v1::Session {
@@ -195,12 +205,12 @@ async fn a_killed_driver_leaves_its_lease_free_and_zero_for_the_next() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_reset_needs_force_and_tells_the_owners_in_their_session_pages() {
     let node = with_d0(16).await;
-    let (owner, other) = (
-        Raw::driver(&node, "d0").await,
-        Raw::driver(&node, "d0").await,
-    );
-    let lease = owner.lease_len(2 * P).await.unwrap();
-    owner.write(lease.iova, b"lost");
+    let mut owner = Acker {
+        raw: Raw::driver(&node, "d0").await,
+    };
+    let other = Raw::driver(&node, "d0").await;
+    let lease = owner.raw.lease_len(2 * P).await.unwrap();
+    owner.raw.write(lease.iova, b"lost");
     let reset = |force| {
         let request = v1::ResetBounceRequest {
             force,
@@ -215,18 +225,20 @@ async fn a_reset_needs_force_and_tells_the_owners_in_their_session_pages() {
         Reason::BounceInUse,
     );
     assert_numbers(&in_use, &[("streaming_mappings", "0"), ("leases", "1")]);
-    assert_eq!(revocations(&owner), 0);
+    assert_eq!(revocations(&owner.raw), 0);
 
-    let ended = reset(true).await.unwrap();
+    // It pins nothing, and is asked all the same: of pins for leases only itself can know.
+    let (ended, revoked) = tokio::join!(reset(true), say_gone(&mut owner));
+    let ended = ended.unwrap();
+    assert_eq!((revoked, revocations(&other)), (1, 0));
 
     assert_eq!((ended.ended_mappings, ended.ended_leases), (0, 1));
-    assert_eq!((revocations(&owner), revocations(&other)), (1, 0));
-    assert_eq!(owner.read(lease.iova, 4), vec![scrubbed(); 4]);
-    let gone = owner.release(lease.iova, lease.mapping_id).await;
+    assert_eq!(owner.raw.read(lease.iova, 4), vec![scrubbed(); 4]);
+    let gone = owner.raw.release(lease.iova, lease.mapping_id).await;
     refused(gone, Code::NotFound, Reason::NoSuchMapping);
     // Nothing is taken away the second time.
     assert_eq!(reset(false).await.unwrap().ended_leases, 0);
-    assert_eq!(revocations(&owner), 1);
+    assert_eq!(revocations(&owner.raw), 1);
 }
 
 /// P-04.
@@ -298,6 +310,10 @@ async fn domainctl_lists_leases_and_says_why_a_domain_is_in_use() {
     let said = ctl.run(&["delete", "domain", "d0"]);
     assert_ne!(said.code, 0);
     assert!(said.stderr.contains("2 leases"), "{said:?}");
-    let reset = ctl.ok(&["reset-bounce", "d0", "--force"]);
+    let [mut driver, mut other] = [driver, other].map(|raw| Acker { raw });
+    let reset = move || ctl.ok(&["reset-bounce", "d0", "--force"]);
+    let reset = tokio::task::spawn_blocking(reset);
+    let (reset, ..) = tokio::join!(reset, say_gone(&mut driver), say_gone(&mut other));
+    let reset = reset.unwrap();
     assert!(reset.contains("2 leases ended"), "{reset}");
 }
