@@ -387,9 +387,13 @@ async fn a_stopped_client_harms_nobody_and_can_be_evicted() {
     drop(driver);
     node.evict(&session).await.unwrap();
     node.until_counts_but_fds(counts).await;
-    // It is stopped, not gone: what it could reach nobody else is given.
+    // It is stopped, not gone: what it could reach nobody else is given. The driver is gone, once that is found.
+    let fenced = || async {
+        let held = node.usage("d0").await;
+        (held.fenced_sessions, held.quarantined_mappings)
+    };
+    wait::until_equal("what is held back", (1, 1), fenced).await;
     let held = node.usage("d0").await;
-    assert_eq!((held.fenced_sessions, held.quarantined_mappings), (1, 1));
     assert_eq!(held.bounce_used_bytes, usage.bounce_used_bytes + P);
 
     children::signal(hung.pid(), Signal::CONT);
