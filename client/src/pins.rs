@@ -238,6 +238,10 @@ impl Pins {
             Some(_) => {
                 let nested = &self.nested[slot].0;
                 nested.store(nested.load(Relaxed) + 1, Relaxed);
+                // The first one may be there for leases alone, and without a fence: this one walks.
+                if self.unfenced.get().is_some() {
+                    let _fenced = Barrier::run();
+                }
             }
         }
         self.guard(slot)
