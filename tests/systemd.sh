@@ -134,7 +134,7 @@ reloaded() {
     reload
     as alice domainctl create domain disk-1 >"$run/out" 2>&1 || fail "alice is not let in by her rule: $(<"$run/out")"
     as alice domainctl delete domain disk-1 >"$run/out" 2>&1 || fail "delete: $(<"$run/out")"
-    config_with '[polizy]'
+    config_with '[polizy]' 'default = "deny"'
     reload || true
     as alice domainctl get domains >"$run/out" 2>&1 || fail "a broken configuration ends the service: $(<"$run/out")"
     same "$(property MainPID)" "$pid"
