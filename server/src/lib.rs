@@ -8,6 +8,7 @@
 //! | [`config`] | what it was told: flags, environment, file, defaults |
 //! | [`features`] | what the kernel offers |
 //! | [`logging`] | where its log lines go |
+//! | [`prepare_dir`] | the runtime directory, made by root for a daemon without rights |
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
 //! | `rights` | whether a socket takes fds at all |
@@ -41,6 +42,7 @@ mod live;
 pub mod logging;
 mod offload;
 mod peer;
+pub mod prepare_dir;
 mod proc;
 mod queue;
 mod reader;
