@@ -1,0 +1,47 @@
+{{/* Arithmetic of sizes. */}}
+
+{{/* Bytes of a size: 4096, "4096", "64Mi". The schema has let nothing else through. */}}
+{{- define "domaind.bytes" -}}
+{{- if kindIs "string" . -}}
+{{- $factors := dict "" 1 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $digits := regexFind "^[0-9]+" . -}}
+{{- mul (atoi $digits) (get $factors (trimPrefix $digits .)) -}}
+{{- else -}}
+{{- int64 . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Bytes that the daemon's container needs for so many bytes of regions: the regions, a sixteenth of them for page
+tables, their index and the records of what is mapped, and 64 MiB for the daemon and what probes start in its
+container. */}}
+{{- define "domaind.memoryNeeded" -}}
+{{- $regions := include "domaind.bytes" .Values.regions.maxBytes | int64 -}}
+{{- add $regions (div $regions 16) 67108864 -}}
+{{- end -}}
+
+{{/* The memory limit of the daemon's container, as it is written into the pod. */}}
+{{- define "domaind.memoryLimit" -}}
+{{- $needed := include "domaind.memoryNeeded" . | int64 -}}
+{{- with .Values.resources.limits.memory -}}
+{{- $given := include "domaind.bytes" . | int64 -}}
+{{- if lt $given $needed -}}
+{{- fail (printf "resources.limits.memory is %v (%d bytes), but regions.maxBytes %v needs %d bytes (itself, a sixteenth of it, and 64Mi): raise the one, lower the other, or leave resources.limits.memory empty" . $given $.Values.regions.maxBytes $needed) -}}
+{{- end -}}
+{{- . -}}
+{{- else -}}
+{{- /* In whole Mi, rounded up. */ -}}
+{{- printf "%dMi" (div (add $needed 1048575) 1048576) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Bytes of all declared domains together. An aperture that is not given has 64 MiB, as in CreateDomain. */}}
+{{- define "domaind.declaredBytes" -}}
+{{- $sum := int64 0 -}}
+{{- range $domain := include "domaind.domains" . | fromYamlArray -}}
+{{- range $key := list "bounceBytes" "coherentBytes" -}}
+{{- $size := ternary (get $domain $key) "64Mi" (hasKey $domain $key) -}}
+{{- $sum = add $sum (include "domaind.bytes" $size | int64) -}}
+{{- end -}}
+{{- end -}}
+{{- $sum -}}
+{{- end -}}
