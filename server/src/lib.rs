@@ -10,6 +10,7 @@
 //! | [`logging`] | where its log lines go |
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
+//! | `placement` | where a process runs: pod and container, or systemd unit |
 //! | `rights` | whether a socket takes fds at all |
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
@@ -41,6 +42,7 @@ mod live;
 pub mod logging;
 mod offload;
 mod peer;
+mod placement;
 mod proc;
 mod queue;
 mod reader;
