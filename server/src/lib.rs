@@ -11,6 +11,7 @@
 //! | [`prepare_dir`] | the runtime directory, made by root for a daemon without rights |
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
+//! | `placement` | where a process runs: pod and container, or systemd unit |
 //! | `rights` | whether a socket takes fds at all |
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
@@ -42,6 +43,7 @@ mod live;
 pub mod logging;
 mod offload;
 mod peer;
+mod placement;
 pub mod prepare_dir;
 mod proc;
 mod queue;
