@@ -4,10 +4,9 @@ written as JSON, whose escapes TOML has, too. */}}
 {{/* What is declared: the values' own, and the example's. */}}
 {{- define "domaind.domains" -}}
 {{- $domains := .Values.declaredDomains -}}
-{{- with .Values.clientExample -}}
-{{- if .enabled -}}
-{{- $domains = append $domains (dict "name" .domain "bounceBytes" .bounceBytes "coherentBytes" .coherentBytes) -}}
-{{- end -}}
+{{- $example := .Values.clientExample -}}
+{{- if $example.enabled -}}
+{{- $domains = append $domains (dict "name" $example.domain "bounceBytes" $example.bounceBytes "coherentBytes" $example.coherentBytes) -}}
 {{- end -}}
 {{- toYaml $domains -}}
 {{- end -}}
@@ -15,37 +14,51 @@ written as JSON, whose escapes TOML has, too. */}}
 {{/* The rules: the values' own, and the example's. One rule for each of its pods: the driver's user may not be a device. */}}
 {{- define "domaind.rules" -}}
 {{- $rules := .Values.policy.rules -}}
-{{- with .Values.clientExample -}}
-{{- if .enabled -}}
-{{- $rules = append $rules (dict "name" "client-example-driver" "uids" (list .driver.runAsUser) "domains" (list .domain) "roles" (list "driver")) -}}
-{{- $rules = append $rules (dict "name" "client-example-device" "uids" (list .device.runAsUser) "domains" (list .domain) "roles" (list "device")) -}}
+{{- $example := .Values.clientExample -}}
+{{- if $example.enabled -}}
+{{- range $role := list "driver" "device" -}}
+{{- $uid := (get $example $role).runAsUser -}}
+{{- $rules = append $rules (dict "name" (printf "client-example-%s" $role) "uids" (list $uid) "domains" (list $example.domain) "roles" (list $role)) -}}
 {{- end -}}
 {{- end -}}
 {{- toYaml $rules -}}
 {{- end -}}
 
-{{/* One `key = value` line for a key of the dict, if it has it. Call with (list $dict "valueKey" "toml_key" "kind"),
-where kind is string, strings, int, ints, bytes or bool. */}}
-{{- define "domaind.toml" -}}
-{{- $dict := index . 0 -}}
-{{- $key := index . 1 -}}
-{{- $kind := index . 3 -}}
-{{- if hasKey $dict $key -}}
-{{- $value := get $dict $key -}}
+{{/* One value as TOML. Call with (list $value "kind"), where kind is string, bool, int, bytes or range; a list of such
+becomes an array. */}}
+{{- define "domaind.tomlValue" -}}
+{{- $value := index . 0 -}}
+{{- $kind := index . 1 -}}
+{{- if kindIs "slice" $value -}}
 {{- $items := list -}}
-{{- range ternary $value (list $value) (kindIs "slice" $value) -}}
-{{- if hasPrefix "int" $kind -}}{{- $items = append $items (printf "%d" (int64 .)) -}}
-{{- else if eq $kind "bytes" -}}{{- $items = append $items (include "domaind.bytes" .) -}}
-{{- else -}}{{- $items = append $items (toJson .) -}}
-{{- end -}}
-{{- end -}}
-{{- $text := join ", " $items -}}
-{{- if kindIs "slice" $value -}}{{- $text = printf "[%s]" $text -}}{{- end -}}
-{{- printf "%s = %s\n" (index . 2) $text -}}
+{{- range $value -}}{{- $items = append $items (include "domaind.tomlValue" (list . $kind)) -}}{{- end -}}
+{{- printf "[%s]" (join ", " $items) -}}
+{{- else if eq $kind "range" -}}
+{{- printf "{ start = %s, last = %s }" (include "domaind.tomlValue" (list $value.start "int")) (include "domaind.tomlValue" (list $value.last "int")) -}}
+{{- else if eq $kind "bytes" -}}{{- include "domaind.bytes" $value -}}
+{{- else if and (eq $kind "int") (kindIs "string" $value) -}}{{- $value -}}
+{{- else if eq $kind "int" -}}{{- printf "%d" (int64 $value) -}}
+{{- else -}}{{- toJson $value -}}
 {{- end -}}
 {{- end -}}
 
-{{- define "domaind.config" -}}
+{{/* `key = value` lines for those keys that the dict has. Call with (list $dict $keys), where keys are
+"valueKey toml_key kind". */}}
+{{- define "domaind.toml" -}}
+{{- $dict := index . 0 -}}
+{{- $lines := list -}}
+{{- range index . 1 -}}
+{{- $key := splitList " " . -}}
+{{- if hasKey $dict (index $key 0) -}}
+{{- $value := include "domaind.tomlValue" (list (get $dict (index $key 0)) (index $key 2)) -}}
+{{- $lines = append $lines (printf "%s = %s" (index $key 1) $value) -}}
+{{- end -}}
+{{- end -}}
+{{- join "\n" $lines -}}
+{{- end -}}
+
+{{/* What only a restart can change. */}}
+{{- define "domaind.configFixed" -}}
 config_version = 1
 runtime_dir = "/run/domaind"
 
@@ -59,7 +72,11 @@ worker_threads = {{ int64 . }}
 [metrics]
 listen = {{ printf "0.0.0.0:%d" (int64 .Values.metrics.port) | toJson }}
 {{- end }}
+{{- end -}}
 
+{{/* What a reload can change: limits, levels, policy, declared domains. The format of the log, which it cannot, stands
+here because a table has one place in TOML; domaind.checksum knows. */}}
+{{- define "domaind.configReloadable" -}}
 [limits]
 region_bytes = {{ include "domaind.bytes" .Values.regions.maxBytes }}
 ack_timeout_ms = {{ int64 .Values.config.ackTimeoutMs }}
@@ -75,27 +92,39 @@ allow_unattested = {{ eq .Values.identity.mode "uid" }}
 {{- range $rule := include "domaind.rules" . | fromYamlArray }}
 
 [[policy.rules]]
-{{ include "domaind.toml" (list $rule "name" "name" "string") -}}
-{{ include "domaind.toml" (list $rule "uids" "uids" "ints") -}}
-{{ include "domaind.toml" (list $rule "gids" "gids" "ints") -}}
-{{ include "domaind.toml" (list $rule "podUids" "pod_uids" "strings") -}}
-{{ include "domaind.toml" (list $rule "units" "units" "strings") -}}
-{{ include "domaind.toml" (list $rule "domains" "domains" "strings") -}}
-{{ include "domaind.toml" (list $rule "roles" "roles" "strings") -}}
-{{ include "domaind.toml" (list $rule "access" "access" "string") -}}
-{{ include "domaind.toml" (list $rule "create" "create" "bool") -}}
+{{ include "domaind.toml" (list $rule (list
+  "name name string" "uids uids int" "gids gids int" "podUids pod_uids string" "units units string"
+  "domains domains string" "roles roles string" "access access string" "create create bool")) }}
 {{- end }}
 {{- range $domain := include "domaind.domains" . | fromYamlArray }}
 
 [[domains]]
-{{ include "domaind.toml" (list $domain "name" "name" "string") -}}
-{{ include "domaind.toml" (list $domain "bounceBytes" "bounce_bytes" "bytes") -}}
-{{ include "domaind.toml" (list $domain "coherentBytes" "coherent_bytes" "bytes") -}}
-{{ include "domaind.toml" (list $domain "iovaLimit" "iova_limit" "int") -}}
-{{ include "domaind.toml" (list $domain "apertureBase" "aperture_base" "bytes") -}}
-{{ include "domaind.toml" (list $domain "granuleBytes" "granule_bytes" "bytes") -}}
-{{ include "domaind.toml" (list $domain "backing" "backing" "string") -}}
-{{ include "domaind.toml" (list $domain "scrub" "scrub" "string") -}}
-{{ include "domaind.toml" (list $domain "ownerUid" "owner_uid" "int") -}}
+{{ include "domaind.toml" (list $domain (list
+  "name name string" "bounceBytes bounce_bytes bytes" "coherentBytes coherent_bytes bytes"
+  "iovaLimit iova_limit int" "apertureBase aperture_base int" "granuleBytes granule_bytes bytes"
+  "backing backing string" "scrub scrub string" "reserved reserved range" "allowed allowed range"
+  "ownerUid owner_uid int")) }}
+{{- with $domain.quotas }}
+
+[domains.quotas]
+{{ include "domaind.toml" (list . (list
+  "sessions sessions int" "mappings mappings int" "memories memories int" "direct direct int" "leases leases int"
+  "leaseBytes lease_bytes bytes")) }}
 {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "domaind.config" -}}
+{{ include "domaind.configFixed" . }}
+
+{{ include "domaind.configReloadable" . }}
+{{- end -}}
+
+{{/* Pods are replaced when this changes. */}}
+{{- define "domaind.checksum" -}}
+{{- if eq .Values.config.restartFor "any" -}}
+{{- include "domaind.config" . | sha256sum -}}
+{{- else -}}
+{{- printf "%s %s" (include "domaind.configFixed" .) .Values.config.log.format | sha256sum -}}
+{{- end -}}
 {{- end -}}

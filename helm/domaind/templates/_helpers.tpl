@@ -87,10 +87,10 @@ annotations:
 {{- end -}}
 
 {{- define "domaind.imagePullSecrets" -}}
-{{- with concat ((.Values.global).imagePullSecrets | default list) .Values.imagePullSecrets }}
+{{- with concat ((.Values.global).imagePullSecrets | default list) .Values.imagePullSecrets -}}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
-{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{/* Where the daemon's part of the node lies. /var/run is /run on every node that we know of; the policy compares

@@ -40,11 +40,11 @@ mount of an old one would stay. `Directory` and not `DirectoryOrCreate`: where n
 {{- $ := index . 0 -}}
 {{- $path := index . 2 -}}
 {{- $timing := get $.Values.probes (index . 1) -}}
-{{- if and $path $.Values.metrics.enabled }}
+{{- if and $path $.Values.metrics.enabled -}}
 httpGet:
   path: {{ $path }}
   port: metrics
-{{- else }}
+{{- else -}}
 exec:
   command: [/usr/bin/domainctl, health, --runtime-dir, /run/domaind, --timeout, {{ printf "%ds" (int64 $timing.timeoutSeconds) }}]
 {{- end }}
@@ -65,7 +65,7 @@ requests:
   {{- end }}
 limits:
   {{- with .Values.resources.limits.cpu }}
-  cpu: {{ . }}
+  cpu: {{ . | quote }}
   {{- end }}
   memory: {{ $memory }}
   {{- with $huge }}

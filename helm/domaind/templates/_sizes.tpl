@@ -34,13 +34,17 @@ container. */}}
 {{- end -}}
 {{- end -}}
 
-{{/* Bytes of all declared domains together. An aperture that is not given has 64 MiB, as in CreateDomain. */}}
+{{/* Bytes of all declared domains together. An aperture that is not given has 64 MiB, as in CreateDomain; one that is has
+whole granules, of huge pages at least 2 MiB. */}}
 {{- define "domaind.declaredBytes" -}}
 {{- $sum := int64 0 -}}
 {{- range $domain := include "domaind.domains" . | fromYamlArray -}}
+{{- $unit := include "domaind.bytes" (default 4096 $domain.granuleBytes) | int64 -}}
+{{- if eq (default "memfd" $domain.backing) "hugetlb-2m" -}}{{- $unit = max $unit 2097152 -}}{{- end -}}
 {{- range $key := list "bounceBytes" "coherentBytes" -}}
 {{- $size := ternary (get $domain $key) "64Mi" (hasKey $domain $key) -}}
-{{- $sum = add $sum (include "domaind.bytes" $size | int64) -}}
+{{- $bytes := include "domaind.bytes" $size | int64 -}}
+{{- $sum = add $sum (mul $unit (div (add $bytes (sub $unit 1)) $unit)) -}}
 {{- end -}}
 {{- end -}}
 {{- $sum -}}
