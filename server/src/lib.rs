@@ -16,6 +16,7 @@
 //! | `probes` | what probes are told |
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
+//! | `placement` | where a process runs: pod and container, or systemd unit |
 //! | `rights` | whether a socket takes fds at all |
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
@@ -49,6 +50,7 @@ pub mod logging;
 mod offload;
 pub mod passed;
 mod peer;
+mod placement;
 pub mod prepare_dir;
 mod probes;
 mod proc;
