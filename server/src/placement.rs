@@ -218,7 +218,9 @@ fn with_us(places: &[Place]) -> Option<()> {
 
 /// The path of each line.
 fn paths(cgroups: &str) -> impl Iterator<Item = &str> {
-    cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2))
+    cgroups
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
 }
 
 fn place(path: &str, vantage: Vantage) -> Place {
@@ -310,7 +312,9 @@ fn pod(name: &str) -> Option<PodUid> {
 fn container(name: &str) -> Option<String> {
     let name = name.strip_suffix(".scope").unwrap_or(name);
     let runtimes = ["cri-containerd-", "crio-", "docker-"];
-    let runtime = runtimes.iter().find_map(|runtime| name.strip_prefix(runtime));
+    let runtime = runtimes
+        .iter()
+        .find_map(|runtime| name.strip_prefix(runtime));
     let id = runtime.unwrap_or(name);
     (id.len() == CONTAINER_DIGITS && is_lower_hex(id)).then(|| id.to_owned())
 }
@@ -332,7 +336,9 @@ fn groups(status: &str, uid: u32, gid: u32) -> Vec<u32> {
     let numbers = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
         let words = line.unwrap_or_default().split_ascii_whitespace();
-        words.filter_map(|word| word.parse::<u32>().ok()).collect::<Vec<_>>()
+        words
+            .filter_map(|word| word.parse::<u32>().ok())
+            .collect::<Vec<_>>()
     };
     // Real, effective, saved, of the file system.
     let effective = |key| numbers(key).get(1).copied();
@@ -343,7 +349,8 @@ fn groups(status: &str, uid: u32, gid: u32) -> Vec<u32> {
 }
 
 fn is_lower_hex(text: &str) -> bool {
-    text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+    text.bytes()
+        .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]
@@ -608,8 +615,9 @@ mod tests {
         let hybrid = format!("9:name=systemd:{path}\n4:memory:{path}\n2:cpu,cpuacct:/\n0::/\n");
         assert_eq!(Placement::read(&hybrid, ROOT), in_pod(UID, Some(&id)));
         // Containers stay in the runtime's unit of the version 2 that nobody uses.
-        let left =
-            format!("4:memory:{path}\n1:name=systemd:{path}\n0::/system.slice/containerd.service\n");
+        let left = format!(
+            "4:memory:{path}\n1:name=systemd:{path}\n0::/system.slice/containerd.service\n"
+        );
         assert_eq!(Placement::read(&left, ROOT), in_pod(UID, Some(&id)));
         let unit = "9:name=systemd:/system.slice/spdk.service\n4:memory:/system.slice\n0::/\n";
         assert_eq!(Placement::read(unit, ROOT), in_unit("spdk.service"));

@@ -2,7 +2,11 @@
 //! TOML file before defaults. A setting has one name in all three: `[log]
 //! format` in the file is `DOMAIND_LOG_FORMAT` and `--log-format`.
 
-use std::fs;
+mod args;
+mod file;
+mod rules;
+mod size;
+
 use std::io;
 use std::num::NonZero;
 use std::ops::RangeInclusive;
@@ -10,15 +14,16 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::{Args, ValueEnum};
-use domaind_proto::paths::{RUNTIME_DIR_VAR, RuntimeDir, RuntimeDirError};
-use domaind_proto::v1::{ErrorReason, Refusal};
+use clap::ValueEnum;
+use domaind_proto::paths::{RuntimeDir, RuntimeDirError};
 use serde::Deserialize;
-use tonic::Code;
 
-use crate::peer::Peer;
+pub use self::args::ConfigArgs;
+use self::file::File;
+pub use self::rules::RuleError;
+pub use crate::policy::{Fallback, Policy};
 use crate::proc;
+use crate::terms::Terms;
 
 /// Read when `--config` names no other; need not be there.
 pub const DEFAULT_FILE: &str = "/etc/domaind/domaind.toml";
@@ -34,48 +39,7 @@ const WORKER_THREADS: RangeInclusive<u64> = 1..=256;
 const DEFAULT_WORKER_THREADS_MOST: usize = 8;
 
 /// The file that says nothing but the defaults, for people to start from.
-pub const DEFAULT_CONFIG: &str = r#"# domaind.toml. Every setting is also a flag and a variable: [log] format is
-# --log-format and DOMAIND_LOG_FORMAT. Flags win over variables, variables over
-# this file. What is commented out shows the default.
-
-config_version = 1
-
-# Where the sockets are: public/api.sock, public/fd.sock, admin/admin.sock.
-# Unset: /run/domaind for root or if it is there, else $XDG_RUNTIME_DIR/domaind.
-#runtime_dir = "/run/domaind"
-
-# For tests: memory that is freed is overwritten with 0xa5 instead of zeroes, so
-# that whoever is ever shown old bytes finds out.
-#poison = false
-
-[server]
-# Group that may enter public/ and connect to its sockets. Unset: the daemon's.
-#client_gid = 4242
-# Threads that serve calls, 1 to 256. Unset: one for each core, at most 8.
-#worker_threads = 8
-
-[limits]
-# Bytes of regions that all domains together may have. Unset: half of the
-# memory that this process may use (machine or cgroup).
-#region_bytes = 1073741824
-# How long a session may take to acknowledge that something was removed, in
-# milliseconds, 10 to 600000. Who takes longer is ended, and what it could reach
-# is not used again before it is gone.
-#ack_timeout_ms = 5000
-
-[policy]
-# Allow read-only access to peers that could undo it (the daemon's own uid,
-# CAP_DAC_OVERRIDE). GetSession then says that it is not enforced.
-#advisory_read_only = false
-# Serve peers whose user the kernel cannot name (other user namespaces).
-#allow_unattested = false
-
-[log]
-# text or json, on standard error.
-#format = "text"
-# off, error, warn, info, debug, trace; or per target: "info,h2=warn".
-#level = "info"
-"#;
+pub const DEFAULT_CONFIG: &str = include_str!("default.toml");
 
 /// Everything the daemon needs to know.
 #[derive(Clone, Debug)]
@@ -98,15 +62,6 @@ pub struct Config {
     pub poison: bool,
 }
 
-/// Who is let in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// Read-only access is given to peers that could undo it, too.
-    pub advisory_read_only: bool,
-    /// Peers whose user the kernel cannot name are served, too.
-    pub allow_unattested: bool,
-}
-
 /// What is logged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
@@ -125,54 +80,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
-}
-
-/// The daemon's flags, each with its variable.
-#[derive(Clone, Debug, Default, Args)]
-pub struct ConfigArgs {
-    /// Configuration file [default: /etc/domaind/domaind.toml, if it is there]
-    #[arg(long, env = "DOMAIND_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Directory of the sockets [default: /run/domaind, else $XDG_RUNTIME_DIR/domaind]
-    #[arg(long, env = RUNTIME_DIR_VAR, value_name = "DIR")]
-    pub runtime_dir: Option<PathBuf>,
-    /// Group that may connect to the public sockets
-    #[arg(long, env = "DOMAIND_SERVER_CLIENT_GID", value_name = "GID")]
-    pub server_client_gid: Option<u32>,
-    /// Threads that serve calls [default: one for each core, at most 8]
-    #[arg(long, env = "DOMAIND_SERVER_WORKER_THREADS", value_name = "N")]
-    #[arg(value_parser = clap::value_parser!(u64).range(WORKER_THREADS))]
-    pub server_worker_threads: Option<u64>,
-    /// Bytes of regions that all domains together may have [default: half of the memory]
-    #[arg(long, env = "DOMAIND_LIMITS_REGION_BYTES", value_name = "BYTES")]
-    pub limits_region_bytes: Option<u64>,
-    /// Milliseconds that a session may take to acknowledge a removal [default: 5000]
-    #[arg(long, env = "DOMAIND_LIMITS_ACK_TIMEOUT_MS", value_name = "MS")]
-    #[arg(value_parser = clap::value_parser!(u64).range(ACK_TIMEOUT_MS))]
-    pub limits_ack_timeout_ms: Option<u64>,
-    /// Allow read-only access to peers that could undo it
-    #[arg(long, env = "DOMAIND_POLICY_ADVISORY_READ_ONLY", value_name = "BOOL")]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
-    pub policy_advisory_read_only: Option<bool>,
-    /// Serve peers whose user the kernel cannot name
-    #[arg(long, env = "DOMAIND_POLICY_ALLOW_UNATTESTED", value_name = "BOOL")]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
-    pub policy_allow_unattested: Option<bool>,
-    /// Form of the log lines on standard error [default: text]
-    #[arg(long, env = "DOMAIND_LOG_FORMAT", value_name = "FORMAT")]
-    pub log_format: Option<LogFormat>,
-    /// For tests: overwrite freed memory with 0xa5 instead of zeroes
-    #[arg(
-        long,
-        env = "DOMAIND_POISON",
-        value_name = "BOOL",
-        hide_short_help = true
-    )]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
-    pub poison: Option<bool>,
-    /// Levels of the log, such as "info" or "info,h2=warn" [default: info]
-    #[arg(long, env = "DOMAIND_LOG_LEVEL", value_name = "LEVELS")]
-    pub log_level: Option<String>,
 }
 
 /// Why there is no configuration.
@@ -209,67 +116,17 @@ pub enum ConfigError {
         WORKER_THREADS.end()
     )]
     WorkerThreads { path: PathBuf, found: u64 },
+    #[error("{path:?}")]
+    Rule {
+        path: PathBuf,
+        #[source]
+        cause: RuleError,
+    },
     #[error("{path:?}: config_version is {found}, this daemon reads version 1")]
     Version { path: PathBuf, found: i64 },
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
 }
-
-/// The file, key by key. Keep [`KEYS`] and [`DEFAULT_CONFIG`] in step.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct File {
-    config_version: Option<i64>,
-    runtime_dir: Option<PathBuf>,
-    poison: Option<bool>,
-    server: ServerTable,
-    limits: LimitsTable,
-    policy: PolicyTable,
-    log: LogTable,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct ServerTable {
-    client_gid: Option<u32>,
-    worker_threads: Option<u64>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsTable {
-    region_bytes: Option<u64>,
-    ack_timeout_ms: Option<u64>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct PolicyTable {
-    advisory_read_only: Option<bool>,
-    allow_unattested: Option<bool>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LogTable {
-    format: Option<LogFormat>,
-    level: Option<String>,
-}
-
-/// Every key that a file may have.
-const KEYS: [&str; 11] = [
-    "config_version",
-    "runtime_dir",
-    "poison",
-    "server.client_gid",
-    "server.worker_threads",
-    "limits.region_bytes",
-    "limits.ack_timeout_ms",
-    "policy.advisory_read_only",
-    "policy.allow_unattested",
-    "log.format",
-    "log.level",
-];
 
 impl Config {
     /// Defaults for everything but the runtime directory; for a daemon that is
@@ -291,7 +148,7 @@ impl Config {
                 .unwrap_or_else(default_worker_threads),
             region_bytes: args
                 .limits_region_bytes
-                .or(file.limits.region_bytes)
+                .or(file.limits.region_bytes.map(|size| size.0))
                 .unwrap_or_else(|| proc::memory_bytes() / 2),
             ack_timeout: Duration::from_millis(
                 args.limits_ack_timeout_ms
@@ -299,6 +156,11 @@ impl Config {
                     .unwrap_or(DEFAULT_ACK_TIMEOUT_MS),
             ),
             policy: Policy {
+                default: args
+                    .policy_default
+                    .or(file.policy.default)
+                    .unwrap_or_default(),
+                rules: file.policy.checked,
                 advisory_read_only: flag(
                     args.policy_advisory_read_only,
                     file.policy.advisory_read_only,
@@ -314,6 +176,17 @@ impl Config {
                     .unwrap_or_else(|| "info".to_owned()),
             },
             poison: flag(args.poison, file.poison),
+        }
+    }
+}
+
+impl Config {
+    /// What of it may change while the daemon runs, and holds for everybody who
+    /// comes.
+    pub(crate) fn terms(&self) -> Terms {
+        Terms {
+            policy: self.policy.clone(),
+            ack_timeout: self.ack_timeout,
         }
     }
 }
@@ -340,85 +213,11 @@ impl ConfigArgs {
     }
 }
 
-impl File {
-    fn read(path: &Path) -> Result<File, ConfigError> {
-        let text = fs::read_to_string(path).map_err(|cause| ConfigError::Read {
-            path: path.to_owned(),
-            cause,
-        })?;
-        File::parse(&text, path)
-    }
-
-    fn parse(text: &str, path: &Path) -> Result<File, ConfigError> {
-        let path = path.to_owned();
-        let syntax = |cause| ConfigError::Syntax {
-            path: path.clone(),
-            cause: Box::new(cause),
-        };
-        let table: toml::Table = toml::from_str(text).map_err(syntax)?;
-        if let Some(key) = flatten(&table)
-            .into_iter()
-            .find(|key| !KEYS.contains(&key.as_str()))
-        {
-            return Err(ConfigError::UnknownKey {
-                path,
-                nearest: nearest(&key).to_owned(),
-                key,
-            });
-        }
-        // From the text, not from the table: its errors show the line.
-        let file: File = toml::from_str(text).map_err(syntax)?;
-        if let Some(found) = file.config_version.filter(|version| *version != 1) {
-            return Err(ConfigError::Version { path, found });
-        }
-        let ack_timeout_ms = file.limits.ack_timeout_ms;
-        if let Some(found) = ack_timeout_ms.filter(|found| !ACK_TIMEOUT_MS.contains(found)) {
-            return Err(ConfigError::AckTimeout { path, found });
-        }
-        let worker_threads = file.server.worker_threads;
-        if let Some(found) = worker_threads.filter(|found| !WORKER_THREADS.contains(found)) {
-            return Err(ConfigError::WorkerThreads { path, found });
-        }
-        Ok(file)
-    }
-}
-
-/// `table.key` for every value; a table that is empty has no keys.
-fn flatten(table: &toml::Table) -> Vec<String> {
-    let below = |(key, value): (&String, &toml::Value)| match value {
-        toml::Value::Table(inner) => inner.keys().map(|sub| format!("{key}.{sub}")).collect(),
-        _ => vec![key.clone()],
-    };
-    table.iter().flat_map(below).collect()
-}
-
-fn nearest(key: &str) -> &'static str {
-    KEYS.into_iter()
-        .min_by_key(|known| strsim::damerau_levenshtein(key, known))
-        .unwrap_or("config_version")
-}
-
-impl Policy {
-    /// May somebody whom the kernel knows that well be served?
-    pub(crate) fn check_attested(&self, peer: &Peer) -> Result<(), Refusal> {
-        if peer.is_attested() || self.allow_unattested {
-            return Ok(());
-        }
-        let message = format!(
-            "the kernel cannot say which user {peer} is; policy.allow_unattested would let it in"
-        );
-        Err(Refusal::because(
-            Code::PermissionDenied,
-            ErrorReason::Unattested,
-            message,
-        ))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::Parser;
+    use std::path::Path;
 
     #[derive(Parser)]
     struct Flags {
@@ -507,25 +306,6 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_is_refused_with_the_nearest_one() {
-        for (text, key, nearest) in [
-            ("[log]\nfromat = 'json'", "log.fromat", "log.format"),
-            (
-                "[limit]\nregion_bytes = 1",
-                "limit.region_bytes",
-                "limits.region_bytes",
-            ),
-            ("runtimedir = '/x'", "runtimedir", "runtime_dir"),
-        ] {
-            let refused = parse(text).unwrap_err();
-            assert!(
-                matches!(&refused, ConfigError::UnknownKey { key: k, nearest: n, .. } if k == key && n == nearest),
-                "{refused}"
-            );
-        }
-    }
-
-    #[test]
     fn a_wrong_value_or_version_is_refused() {
         assert!(matches!(
             parse("[log]\nformat = 'xml'"),
@@ -542,20 +322,9 @@ mod tests {
     }
 
     #[test]
-    fn the_default_file_says_the_defaults_and_shows_every_key() {
+    fn the_default_file_says_the_defaults() {
         let as_is = merged(&ConfigArgs::default(), DEFAULT_CONFIG);
         let nothing = merged(&ConfigArgs::default(), "");
         assert_eq!(format!("{as_is:?}"), format!("{nothing:?}"));
-        let uncommented: String = DEFAULT_CONFIG
-            .lines()
-            .map(|line| match line.strip_prefix('#') {
-                Some(setting) if !setting.starts_with(' ') => format!("{setting}\n"),
-                _ => format!("{line}\n"),
-            })
-            .collect();
-        parse(&uncommented).unwrap();
-        let table: toml::Table = toml::from_str(&uncommented).unwrap();
-        let shown: std::collections::BTreeSet<_> = flatten(&table).into_iter().collect();
-        assert_eq!(shown, KEYS.iter().map(|key| (*key).to_owned()).collect());
     }
 }
