@@ -8,8 +8,10 @@
 //! | [`config`] | what it was told: flags, environment, file, defaults |
 //! | [`features`] | what the kernel offers |
 //! | [`logging`] | where its log lines go |
+//! | [`prepare_dir`] | the runtime directory, made by root for a daemon without rights |
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
+//! | `placement` | where a process runs: pod and container, or systemd unit |
 //! | `rights` | whether a socket takes fds at all |
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
@@ -41,6 +43,8 @@ mod live;
 pub mod logging;
 mod offload;
 mod peer;
+mod placement;
+pub mod prepare_dir;
 mod proc;
 mod queue;
 mod reader;

@@ -1,11 +1,14 @@
 //! `domaind`: the daemon's command line.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use domaind_proto::paths::{RUNTIME_DIR_VAR, RuntimeDir};
 use domaind_server::config::{ConfigArgs, DEFAULT_CONFIG};
+use domaind_server::prepare_dir::{Owners, prepare};
 use domaind_server::{Daemon, logging};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,10 +33,28 @@ enum Command {
     Serve(ConfigArgs),
     /// Read the configuration as `serve` would, and say whether it is sound
     CheckConfig(ConfigArgs),
+    /// As root: make or mend the runtime directory for a daemon of another user
+    PrepareDir(PrepareArgs),
     /// Print a configuration file that says the defaults
     DefaultConfig,
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Args)]
+struct PrepareArgs {
+    /// Directory of the sockets [default: /run/domaind]
+    #[arg(long, env = RUNTIME_DIR_VAR, value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+    /// The daemon's user
+    #[arg(long, value_name = "UID")]
+    uid: u32,
+    /// The daemon's group
+    #[arg(long, value_name = "GID")]
+    gid: u32,
+    /// Group that may connect to the public sockets [default: the daemon's]
+    #[arg(long, env = "DOMAIND_SERVER_CLIENT_GID", value_name = "GID")]
+    client_gid: Option<u32>,
 }
 
 fn main() -> ExitCode {
@@ -57,6 +78,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             println!("{config:#?}");
             Ok(())
         }
+        Command::PrepareDir(args) => prepare_dir(&args),
         Command::DefaultConfig => {
             print!("{DEFAULT_CONFIG}");
             Ok(())
@@ -66,6 +88,19 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
     }
+}
+
+fn prepare_dir(args: &PrepareArgs) -> anyhow::Result<()> {
+    let dir = RuntimeDir::resolve(args.runtime_dir.as_deref())?;
+    let owners = Owners {
+        uid: args.uid,
+        gid: args.gid,
+        client_gid: args.client_gid.unwrap_or(args.gid),
+    };
+    for step in prepare(&dir, owners)? {
+        println!("{step}");
+    }
+    Ok(())
 }
 
 fn serve(args: &ConfigArgs) -> anyhow::Result<()> {

@@ -21,6 +21,9 @@ use crate::rights::pass_fds;
 /// (`net.core.somaxconn`) may be lower.
 const BACKLOG: i32 = 4096;
 
+/// In the runtime directory.
+pub(crate) const LOCK_FILE: &str = "domaind.lock";
+
 /// Why the sockets are not there.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the docs
@@ -144,7 +147,7 @@ impl Drop for Bound {
 }
 
 fn take_lock(dir: &Path) -> Result<File, SocketError> {
-    let path = dir.join("domaind.lock");
+    let path = dir.join(LOCK_FILE);
     let open = OpenOptions::new()
         .read(true)
         .write(true)

@@ -86,9 +86,7 @@ impl Watch {
     /// Its exit code, and what it says, when it ends by itself: what it prints
     /// is read until then, since a reader that goes is a reason to end, too.
     async fn end(mut self) -> Output {
-        let read_on = async {
-            while self.lines.next_line().await.unwrap().is_some() {}
-        };
+        let read_on = async { while self.lines.next_line().await.unwrap().is_some() {} };
         timeout(LIMIT, read_on).await.expect("it ends");
         self.unread().await
     }
