@@ -78,7 +78,8 @@ def container(
 
 def namespaces(pod: Pod) -> api.NamespaceOption:
     """The network is always the host's: there is no CNI plugin."""
-    pid = api.NODE if pod.host_pid else api.CONTAINER
+    shared = api.POD if pod.shares_processes else api.CONTAINER
+    pid = api.NODE if pod.host_pid else shared
     return api.NamespaceOption(network=api.NODE, pid=pid, ipc=api.POD)
 
 

@@ -306,6 +306,7 @@ class Pod:
     labels: dict[str, str]
     annotations: dict[str, str]
     host_pid: bool
+    shares_processes: bool
     fs_group: int | None
     supplemental_groups: tuple[int, ...]
     containers: tuple[Container, ...]
@@ -338,7 +339,6 @@ class Pod:
             fields.must_be("hostNetwork", False)
             fields.must_be("hostIPC", False)
             fields.must_be("hostUsers", True)
-            fields.must_be("shareProcessNamespace", False)
             fields.must_be("dnsPolicy", "ClusterFirst", "Default")
             fields.must_be("os", {"name": "linux"})
             with reading(f"{path}.securityContext", fields.take("securityContext")) as context:
@@ -353,6 +353,7 @@ class Pod:
                 labels=dict(meta.get("labels") or {}),
                 annotations={key: str(value) for key, value in (meta.get("annotations") or {}).items()},
                 host_pid=fields.take("hostPID", False),
+                shares_processes=fields.take("shareProcessNamespace", False),
                 fs_group=fs_group,
                 supplemental_groups=groups,
                 containers=tuple(Container.read(one, security, init=False) for one in fields.items("containers")),
