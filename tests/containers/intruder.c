@@ -20,7 +20,11 @@ static void tell(const char *name, int failed) {
 static int connect_to(const char *path, int type) {
     struct sockaddr_un at = {.sun_family = AF_UNIX};
     int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
-    strncpy(at.sun_path, path, sizeof at.sun_path - 1);
+    if (strlen(path) >= sizeof at.sun_path) {
+        errno = ENAMETOOLONG;
+        return 1;
+    }
+    strcpy(at.sun_path, path);
     return fd < 0 || connect(fd, (struct sockaddr *)&at, sizeof at);
 }
 

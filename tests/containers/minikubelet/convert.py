@@ -32,7 +32,7 @@ OOM_SCORE = {"guaranteed": -997, "besteffort": 1000, "burstable": 500}
 def sandbox(pod: Pod, identity: Identity, log_dir: Path) -> api.PodSandboxConfig:
     return api.PodSandboxConfig(
         metadata=api.PodSandboxMetadata(name=pod.name, uid=identity.uid, namespace=pod.namespace),
-        hostname=pod.name,
+        # No hostname: on the host's network a pod has the host's.
         log_directory=str(log_dir),
         labels=pod.labels
         | {
