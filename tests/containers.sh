@@ -3,9 +3,6 @@
 # users, seccomp, probes. Needs root on Debian 12, with Rust, Python 3 and a C compiler;
 # containerd and runc it installs, what else it needs comes below target/ci.
 #
-#   tests/containers.sh             everything
-#   tests/containers.sh NAME...     only checks whose names contain one of the words
-#
 # DOMAIND_IMAGE_ARCHIVE is an image to test instead of that of deploy/image, which is
 # built if it is not there.
 set -euo pipefail
@@ -37,13 +34,13 @@ main() {
     run_checks "$@"
 }
 
-# A service of the machine's own that the package would start is none of our business:
-# where nothing starts services the policy changes nothing.
+# Where something starts services the package starts the machine's own containerd, too:
+# that one is not used here.
 install_runtime() {
     if ! command -v containerd >/dev/null || ! command -v runc >/dev/null || ! command -v ctr >/dev/null; then
         echo "containers: installing containerd and runc"
         apt-get update -qq
-        RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends containerd runc >/dev/null
+        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends containerd runc >/dev/null
     fi
 }
 

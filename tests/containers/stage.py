@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -95,6 +96,16 @@ def until_ended(pod: RunningPod, container: str, limit_s: float = 30) -> tuple[i
     """Exit code and log of a container that is not started again."""
     wait(f"{pod.spec.name} has ended", lambda: pod.has_ended(container), limit_s)
     return pod.container(container).exit_codes[-1], pod.log(container)
+
+
+def until_logged(pod: RunningPod, container: str, pattern: str, limit_s: float = 40, times: int = 1) -> re.Match[str]:
+    """The match of a whole line's beginning, when there have been so many."""
+
+    def look() -> re.Match[str] | None:
+        found = list(re.finditer(pattern, pod.log(container), re.M))
+        return found[times - 1] if len(found) >= times else None
+
+    return wait(f"{pod.spec.name}/{container} logs {pattern!r}, {times} times", look, limit_s)
 
 
 def free_port() -> int:

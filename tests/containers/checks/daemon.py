@@ -74,8 +74,7 @@ def confined(stage: Stage) -> str:
 def asked(stage: Stage) -> str:
     """All its probes are really asked, and say yes."""
     daemon = stage.daemon.container("domaind")
-    for kind in daemon.watches:
-        wait(f"the {kind} probe says yes", lambda kind=kind: daemon.asked.get(kind, 0) > 0, 40)
+    wait(f"all of {sorted(daemon.watches)} say yes", lambda: all(daemon.asked.get(kind) for kind in daemon.watches), 60)
     how = {kind: "http" if watch.probe.http_path else "exec" for kind, watch in daemon.watches.items()}
     expect(set(how) == {"startup", "liveness", "readiness"}, f"there are probes {sorted(how)}")
     expect(daemon.killed_by_probe == [], f"{daemon.killed_by_probe}")

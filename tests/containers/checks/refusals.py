@@ -45,7 +45,9 @@ def wrong_role(stage: Stage) -> str:
     assert user is not None
     pod = attempt(stage, "wrong-role", stage.domain, "driver", user, WRONG_ROLE_POD, "/usr/bin/domaind")
     said = refused(stage, pod, stage.domain)
-    rule = next(line for line in stage.audit(event="attach", result="granted") if line.get("role") in ("device", "DEVICE"))
+    rule = next(
+        line for line in stage.audit(event="attach", result="granted") if line.get("role") in ("device", "DEVICE")
+    )
     expect(str(rule["rule"]) in said, f"it does not name the rule {rule['rule']}: {said}")
     return said
 
@@ -62,7 +64,9 @@ def refused(stage: Stage, pod: RunningPod, domain: str) -> str:
     container = pod.container("device").ids[-1]
     stage.node.stop(pod)
     expect(code == DENIED and "reason: NOT_ALLOWED" in log, f"{pod.spec.name}: exit {code}: {log}")
-    denied = stage.audit(event="attach", result="denied", pod_uid=pod.identity.uid, container_id=container, domain=domain)
+    denied = stage.audit(
+        event="attach", result="denied", pod_uid=pod.identity.uid, container_id=container, domain=domain
+    )
     expect(denied != [] and denied[-1].get("reason") == "NOT_ALLOWED", f"no audit line: {stage.audit()}")
     return next(line for line in log.splitlines() if line.startswith("error: ")).removeprefix("error: ")
 

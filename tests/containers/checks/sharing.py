@@ -11,7 +11,7 @@ from chart import variant
 from checks.daemon import mount_options, proc_status
 from minikubelet import cgroups
 from minikubelet.pod import RunningPod
-from stage import RUN, Stage, expect, until_ready, wait
+from stage import RUN, Stage, expect, until_logged, until_ready, wait
 
 MIB = 1 << 20
 UID_BIG_DRIVER = "0b000000-0000-4000-8000-000000000001"
@@ -55,8 +55,8 @@ def identity(stage: Stage) -> str:
     seen = {one["peer"].get("podUid"): one for one in sessions}
     parts = []
     for pod, name in ((stage.driver, "driver"), (stage.device, "device")):
-        session = seen.get(pod.identity.uid)
-        expect(session is not None, f"no session of pod {pod.identity.uid}: {sessions}")
+        expect(pod.identity.uid in seen, f"no session of pod {pod.identity.uid}: {sessions}")
+        session = seen[pod.identity.uid]
         container = pod.container(name).id
         expect(session["peer"].get("containerId") == container, f"{session['peer']}, not container {container}")
         expect(session["peer"]["uid"] == pod.spec.containers[0].security.run_as_user, f"{session['peer']}")
@@ -76,21 +76,19 @@ def survives_a_kill(stage: Stage) -> str:
     before = passes(stage.driver), served(stage.device)
     restarts = stage.daemon.container("domaind").attempt
     os.kill(stage.daemon.pid("domaind"), signal.SIGKILL)
-    lost = re.compile(r"^lost: .*; trying again$", re.M)
-    for pod, name in ((stage.driver, "driver"), (stage.device, "device")):
-        wait(f"the {name} says that it lost the daemon", lambda: lost.search(pod.log(name)))
+    clients = ((stage.driver, "driver"), (stage.device, "device"))
+    said = [until_logged(pod, name, r"^lost: .*; trying again$").group(0) for pod, name in clients]
     wait("the daemon was started again", lambda: stage.daemon.container("domaind").attempt == restarts + 1)
     until_ready(stage.daemon)
     domains = [one["name"] for one in stage.ctl_json("get", "domains")["domains"]]
     expect(f"domains/{stage.domain}" in domains, f"declared domains after the restart: {domains}")
-    for pod, name in ((stage.driver, "driver"), (stage.device, "device")):
-        again = lambda: len(re.findall(r"^attached to ", pod.log(name), re.M)) >= 2  # noqa: E731
-        wait(f"the {name} attached anew", again, 40)
+    for pod, name in clients:
+        until_logged(pod, name, r"^attached to ", times=2)
         expect(pod.container(name).exit_codes == [], f"{name} was started again: {pod.log(name)}")
     wait("bytes flow again", lambda: passes(stage.driver) > before[0] and served(stage.device) > before[1], 40)
-    first = lost.search(stage.driver.log("driver"))
-    said = first.group(0) if first else ""
-    return f"137 and started again; driver said \"{said}\"; both attached anew in the same containers, bytes right"
+    codes = stage.daemon.container("domaind").exit_codes
+    expect(codes == [128 + signal.SIGKILL], f"the daemon ended with {codes}")
+    return f'daemon {codes[-1]}, started again; driver: "{said[0]}"; both attached anew in the same containers'
 
 
 def who_pays(stage: Stage) -> str:
@@ -102,11 +100,15 @@ def who_pays(stage: Stage) -> str:
         ("device", BIG_DEVICE, UID_BIG_DEVICE, []),
     ):
         manifest = variant(
-            stage.chart.one("Deployment", f"-{name}"), f"big-{name}", args=[*demo, name, *last], user=user, memory="64Mi"
+            stage.chart.one("Deployment", f"-{name}"),
+            f"big-{name}",
+            args=[*demo, name, *last],
+            user=user,
+            memory="64Mi",
         )
         pods.append((name, stage.node.run(manifest, uid)))
     for name, pod in pods:
-        touched = wait(f"{name} touched all", lambda: re.search(r"^touched (\d+) bytes", pod.log(name), re.M), 40)
+        touched = until_logged(pod, name, r"^touched (\d+) bytes")
         expect(int(touched.group(1)) >= BIG_BYTES - 4096, f"{name}: {touched.group(0)}")
     driver = pods[0][1]
     wait("and moved bytes", lambda: passes(driver) >= 1, 30)
@@ -121,4 +123,6 @@ def who_pays(stage: Stage) -> str:
     for _, pod in pods:
         codes = stage.node.stop(pod)
         expect(set(codes.values()) == {0}, f"told to stop, they end with {codes}")
-    return f"driver {used['driver']:.1f} MiB, device {used['device']:.1f} MiB of 64; daemon {daemon:.1f} MiB; no OOM kill"
+    return (
+        f"driver {used['driver']:.1f} MiB, device {used['device']:.1f} MiB of 64; daemon {daemon:.1f} MiB; no OOM kill"
+    )

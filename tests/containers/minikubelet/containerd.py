@@ -12,7 +12,8 @@ CONFIG = """\
 version = 2
 root = "{home}/root"
 state = "{home}/state"
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs"]
+# The first would make a directory of the machine's own.
+disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 [grpc]
   address = "{home}/c.sock"
@@ -58,7 +59,9 @@ class Containerd:
         deadline = time.monotonic() + START_LIMIT_S
         while not self._socket.exists():
             if self._process.poll() is not None:
-                raise RuntimeError(f"containerd ended with {self._process.returncode}: {self.log_path.read_text()[-3000:]}")
+                raise RuntimeError(
+                    f"containerd ended with {self._process.returncode}: {self.log_path.read_text()[-3000:]}"
+                )
             if time.monotonic() > deadline:
                 raise RuntimeError(f"containerd has no socket after {START_LIMIT_S} s")
             time.sleep(0.05)

@@ -42,7 +42,7 @@ class Runtime:
 
     def run_sandbox(self, config: api.PodSandboxConfig) -> str:
         request = api.RunPodSandboxRequest(config=config)
-        return self._runtime.RunPodSandbox(request, timeout=CALL_LIMIT_S).pod_sandbox_id
+        return str(self._runtime.RunPodSandbox(request, timeout=CALL_LIMIT_S).pod_sandbox_id)
 
     def remove_sandbox(self, sandbox: str) -> None:
         self._runtime.StopPodSandbox(api.StopPodSandboxRequest(pod_sandbox_id=sandbox), timeout=CALL_LIMIT_S)
@@ -54,7 +54,7 @@ class Runtime:
 
     def create(self, sandbox: str, config: api.ContainerConfig, pod: api.PodSandboxConfig) -> str:
         request = api.CreateContainerRequest(pod_sandbox_id=sandbox, config=config, sandbox_config=pod)
-        return self._runtime.CreateContainer(request, timeout=CALL_LIMIT_S).container_id
+        return str(self._runtime.CreateContainer(request, timeout=CALL_LIMIT_S).container_id)
 
     def start(self, container: str) -> None:
         self._runtime.StartContainer(api.StartContainerRequest(container_id=container), timeout=CALL_LIMIT_S)

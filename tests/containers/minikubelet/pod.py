@@ -7,6 +7,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -56,7 +57,13 @@ class RunningPod:
     """A pod from its first directory to its last cgroup."""
 
     def __init__(
-        self, runtime: Runtime, spec: Pod, identity: Identity, image_ids: dict[str, str], volumes: Volumes, log_dir: Path
+        self,
+        runtime: Runtime,
+        spec: Pod,
+        identity: Identity,
+        image_ids: dict[str, str],
+        volumes: Volumes,
+        log_dir: Path,
     ) -> None:
         self.spec = spec
         self.identity = identity
@@ -228,7 +235,7 @@ class RunningPod:
         one.ready = one.started and one.spec.readiness is None
         kinds = {"startup": one.spec.startup, "liveness": one.spec.liveness, "readiness": one.spec.readiness}
         one.watches = {
-            kind: probes.Watch(probe, lambda probe, one=one: probes.ask(self._runtime, one.id, one.spec, probe))
+            kind: probes.Watch(probe, partial(probes.ask, self._runtime, one.id, one.spec))
             for kind, probe in kinds.items()
             if probe is not None
         }

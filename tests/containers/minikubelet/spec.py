@@ -292,7 +292,9 @@ class Volume:
             medium, size = source.take("medium", ""), source.take("sizeLimit")
             if medium not in ("", "Memory"):
                 raise NotUnderstood(f"{source.path}.medium: {medium!r}")
-            volume = replace(volume, in_memory=medium == "Memory", size_limit=None if size is None else quantity.whole(size))
+            volume = replace(
+                volume, in_memory=medium == "Memory", size_limit=None if size is None else quantity.whole(size)
+            )
         source.done()
         return volume
 
@@ -357,7 +359,9 @@ class Pod:
                 fs_group=fs_group,
                 supplemental_groups=groups,
                 containers=tuple(Container.read(one, security, init=False) for one in fields.items("containers")),
-                init_containers=tuple(Container.read(one, security, init=True) for one in fields.items("initContainers")),
+                init_containers=tuple(
+                    Container.read(one, security, init=True) for one in fields.items("initContainers")
+                ),
                 volumes=tuple(Volume.read(one) for one in fields.items("volumes")),
                 grace_s=fields.take("terminationGracePeriodSeconds", 30),
                 restart_policy=fields.take("restartPolicy", "Always"),

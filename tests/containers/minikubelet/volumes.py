@@ -23,7 +23,9 @@ class MountFailed(Exception):
 class Volumes:
     """The volumes of one pod."""
 
-    def __init__(self, pod: Pod, directory: Path, config_maps: dict[str, dict[str, str]], prefixes: dict[str, Path]) -> None:
+    def __init__(
+        self, pod: Pod, directory: Path, config_maps: dict[str, dict[str, str]], prefixes: dict[str, Path]
+    ) -> None:
         self._pod = pod
         self._directory = directory
         self._config_maps = config_maps
@@ -81,7 +83,12 @@ class Volumes:
         kind = volume.host_type
         if kind == "DirectoryOrCreate" and not path.exists():
             path.mkdir(mode=0o755, parents=True)
-        checks = {"": lambda: True, "Directory": path.is_dir, "DirectoryOrCreate": path.is_dir, "Socket": path.is_socket}
+        checks = {
+            "": lambda: True,
+            "Directory": path.is_dir,
+            "DirectoryOrCreate": path.is_dir,
+            "Socket": path.is_socket,
+        }
         if kind not in checks:
             raise NotUnderstood(f"hostPath of type {kind!r}")
         if not checks[kind]():
