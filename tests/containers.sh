@@ -3,8 +3,8 @@
 # users, seccomp, probes. Needs root on Debian 12, with Rust, Python 3 and a C compiler;
 # containerd and runc it installs, what else it needs comes below target/ci.
 #
-# DOMAIND_IMAGE_ARCHIVE is an image to test instead of that of deploy/image, which is
-# built if it is not there.
+# DOMAIND_IMAGE_ARCHIVE is an image to test; unset, what deploy/image makes of the tree as
+# it is.
 set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 
@@ -13,7 +13,7 @@ venv=$ci/containers-venv
 stubs=$ci/cri-stubs
 programs=$ci/containers-programs
 wanted=tests/containers/requirements.txt
-archive=${DOMAIND_IMAGE_ARCHIVE:-$PWD/target/image/domaind.oci.tar}
+archive=${DOMAIND_IMAGE_ARCHIVE:-}
 limit_seconds=600
 export PIP_CACHE_DIR=${PIP_CACHE_DIR:-$ci/pip-cache} PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 # Nothing of the caller's own domaind decides what is checked here.
@@ -30,7 +30,10 @@ main() {
     install_packages
     generate_stubs
     compile_programs
-    [[ -e $archive ]] || deploy/image
+    if [[ -z $archive ]]; then
+        deploy/image
+        archive=$PWD/target/image/domaind.oci.tar
+    fi
     run_checks "$@"
 }
 
