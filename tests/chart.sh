@@ -33,7 +33,7 @@ if ! installed; then
 fi
 
 generator=$node/node_modules/.bin/readme-generator
-if [[ $("$generator" --version 2>/dev/null) != "$readme_generator" ]]; then
+if [[ $("$generator" --version 2>/dev/null) != "Version: $readme_generator" ]]; then
     echo "installing readme-generator $readme_generator"
     npm install "@bitnami/readme-generator-for-helm@$readme_generator" --prefix "$node" \
         --cache "${npm_config_cache:-$ci/npm-cache}" --no-save --ignore-scripts --no-audit --no-fund \

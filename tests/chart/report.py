@@ -12,7 +12,10 @@ class Report:
 
     def check(self, what, troubles):
         """Says that `what` holds, or which troubles there are with it."""
-        troubles = list(troubles)
+        try:
+            troubles = list(troubles)
+        except Exception as error:  # Whatever it is, it is this check's failure, and others go on.
+            troubles = [f"{type(error).__name__}: {error}"]
         if troubles:
             self.failed.append(what)
             print(f"FAILED: {what}")
