@@ -23,6 +23,7 @@ use tonic::transport::server::Connected;
 use crate::features::Features;
 use crate::peer::Peer;
 use crate::registry::Door;
+use crate::rights::pass_fds;
 
 /// How long a connection may say nothing after it was accepted.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
@@ -121,6 +122,9 @@ impl Acceptor {
     }
 
     async fn seat(&self, stream: UnixStream) -> Option<Connection> {
+        // It is as its listener was when it connected, which for one that waited
+        // for us at a socket that was passed may be before we forbade them.
+        let _ = pass_fds(&stream, false);
         let peer = loop {
             match Peer::of(stream.as_fd(), self.features) {
                 Ok(peer) => break Arc::new(peer),

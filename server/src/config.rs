@@ -17,6 +17,7 @@ use domaind_proto::v1::{ErrorReason, Refusal};
 use serde::Deserialize;
 use tonic::Code;
 
+use crate::http::{Listen, ListenError};
 use crate::peer::Peer;
 use crate::proc;
 
@@ -54,6 +55,11 @@ config_version = 1
 # Threads that serve calls, 1 to 256. Unset: one for each core, at most 8.
 #worker_threads = 8
 
+[metrics]
+# Where /livez, /readyz and /metrics are answered over HTTP: "IP:port", or
+# "unix:/path" outside of public/. Unset or empty: nowhere.
+#listen = ""
+
 [limits]
 # Bytes of regions that all domains together may have. Unset: half of the
 # memory that this process may use (machine or cgroup).
@@ -86,6 +92,8 @@ pub struct Config {
     pub client_gid: Option<u32>,
     /// Threads of the runtime that serves calls; for whoever makes the runtime.
     pub worker_threads: usize,
+    /// Where probes and metrics are answered.
+    pub metrics_listen: Listen,
     /// Bytes of regions that all domains together may have.
     pub region_bytes: u64,
     /// How long a session may take to acknowledge a removal before it is ended.
@@ -143,6 +151,9 @@ pub struct ConfigArgs {
     #[arg(long, env = "DOMAIND_SERVER_WORKER_THREADS", value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u64).range(WORKER_THREADS))]
     pub server_worker_threads: Option<u64>,
+    /// Where probes and metrics are answered over HTTP: IP:port or unix:/path [default: nowhere]
+    #[arg(long, env = "DOMAIND_METRICS_LISTEN", value_name = "PLACE")]
+    pub metrics_listen: Option<Listen>,
     /// Bytes of regions that all domains together may have [default: half of the memory]
     #[arg(long, env = "DOMAIND_LIMITS_REGION_BYTES", value_name = "BYTES")]
     pub limits_region_bytes: Option<u64>,
@@ -211,6 +222,8 @@ pub enum ConfigError {
     WorkerThreads { path: PathBuf, found: u64 },
     #[error("{path:?}: config_version is {found}, this daemon reads version 1")]
     Version { path: PathBuf, found: i64 },
+    #[error("metrics.listen")]
+    Listen(#[from] ListenError),
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
 }
@@ -223,6 +236,7 @@ struct File {
     runtime_dir: Option<PathBuf>,
     poison: Option<bool>,
     server: ServerTable,
+    metrics: MetricsTable,
     limits: LimitsTable,
     policy: PolicyTable,
     log: LogTable,
@@ -233,6 +247,12 @@ struct File {
 struct ServerTable {
     client_gid: Option<u32>,
     worker_threads: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct MetricsTable {
+    listen: Option<Listen>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -257,12 +277,13 @@ struct LogTable {
 }
 
 /// Every key that a file may have.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "config_version",
     "runtime_dir",
     "poison",
     "server.client_gid",
     "server.worker_threads",
+    "metrics.listen",
     "limits.region_bytes",
     "limits.ack_timeout_ms",
     "policy.advisory_read_only",
@@ -289,6 +310,11 @@ impl Config {
                 .or(file.server.worker_threads)
                 .and_then(|threads| usize::try_from(threads).ok())
                 .unwrap_or_else(default_worker_threads),
+            metrics_listen: args
+                .metrics_listen
+                .clone()
+                .or(file.metrics.listen)
+                .unwrap_or_default(),
             region_bytes: args
                 .limits_region_bytes
                 .or(file.limits.region_bytes)
@@ -336,7 +362,11 @@ impl ConfigArgs {
         };
         let asked = self.runtime_dir.as_deref().or(file.runtime_dir.as_deref());
         let runtime_dir = RuntimeDir::resolve(asked)?;
-        Ok(Config::merge(runtime_dir, self, file))
+        let config = Config::merge(runtime_dir, self, file);
+        config
+            .metrics_listen
+            .check_is_not_in(&config.runtime_dir.public())?;
+        Ok(config)
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -21,9 +22,13 @@ use crate::fdsock::FdSocket;
 use crate::features::Features;
 use crate::grpc::{self, Identity, Queues, Services};
 use crate::hosted::now_unix_ms;
+use crate::http::{Http, HttpError, Pages};
+use crate::passed::{Passed, Which};
+use crate::probes::{Probes, Stage};
+use crate::pulse::Pulse;
 use crate::queue::Queue;
 use crate::registry::{Door, Registry};
-use crate::sockets::{Bound, Claim, SocketError};
+use crate::sockets::{Bound, Claim, Served, SocketError};
 
 /// Calls and sessions that are under way have so long to come to their end.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -43,9 +48,14 @@ pub struct Daemon {
     stop: CancellationToken,
     /// Each answers which socket it has served.
     tasks: JoinSet<&'static str>,
+    pulse: Arc<Pulse>,
+    _beating: AbortOnDropHandle<()>,
+    probes: Arc<Probes>,
+    /// Until nothing else is left: a daemon that stops is asked, too.
+    _http: Option<Http>,
     // The names go before the lock does.
     bound: Vec<Bound>,
-    _claim: Claim,
+    claim: Claim,
 }
 
 /// Why the daemon did not start. Nothing is left behind.
@@ -54,6 +64,8 @@ pub struct Daemon {
 pub enum StartError {
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Http(#[from] HttpError),
     #[error("listening")]
     Listen(#[source] io::Error),
     #[error("no randomness for the daemon's instance")]
@@ -67,8 +79,16 @@ impl Daemon {
     /// # Errors
     /// [`StartError`], for instance when another daemon serves the directory.
     pub async fn start(config: Config) -> Result<Daemon, StartError> {
+        Daemon::start_with(config, Passed::default()).await
+    }
+
+    /// The same with sockets that a service manager has bound already.
+    ///
+    /// # Errors
+    /// [`StartError`], also when one of them is none of ours.
+    pub async fn start_with(config: Config, passed: Passed) -> Result<Daemon, StartError> {
         let features = Features::probe();
-        let claim = Claim::take(&config.runtime_dir, config.client_gid)?;
+        let claim = Claim::take(&config.runtime_dir, config.client_gid, passed)?;
         let stop = CancellationToken::new();
         let registry = Arc::new(Registry::new(config.region_bytes, scrub_with(&config)));
         let identity = Arc::new(Identity {
@@ -84,13 +104,25 @@ impl Daemon {
                 .set_service_status(name, ServingStatus::Serving)
                 .await;
         }
+        let pulse = Arc::new(Pulse::new(Arc::clone(&registry)));
+        let beating = tokio::spawn(Arc::clone(&pulse).go_on());
+        let probes = Arc::new(Probes::new(Arc::clone(&pulse)));
+        let http = Http::start(
+            &config.metrics_listen,
+            &config.runtime_dir.public(),
+            Arc::clone(&probes) as Arc<dyn Pages>,
+        )?;
         let mut daemon = Daemon {
+            probes,
+            _http: http,
+            pulse,
+            _beating: AbortOnDropHandle::new(beating),
             registry: Arc::clone(&registry),
             health: health.clone(),
             stop,
             tasks: JoinSet::new(),
             bound: Vec::new(),
-            _claim: claim,
+            claim,
             config,
         };
         let policy = daemon.config.policy;
@@ -108,6 +140,7 @@ impl Daemon {
         daemon.serve_fd(&identity, features)?;
         daemon.serve_grpc(&services, Door::Admin, features)?;
         daemon.serve_grpc(&services, Door::Public, features)?;
+        daemon.probes.enter(Stage::Serving);
         tracing::info!(dir = ?daemon.config.runtime_dir.path(), instance = identity.instance, ?features, "serving");
         Ok(daemon)
     }
@@ -116,6 +149,12 @@ impl Daemon {
     #[must_use]
     pub fn runtime_dir(&self) -> &RuntimeDir {
         &self.config.runtime_dir
+    }
+
+    /// Its signs of life.
+    #[must_use]
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
     }
 
     /// Waits until a socket is no longer served, which is a bug, and names it.
@@ -136,6 +175,7 @@ impl Daemon {
     /// seconds. Streams end; who does not read that is not waited for.
     /// Everything that the domains held is gone then.
     pub async fn stop(mut self) {
+        self.probes.enter(Stage::Stopping);
         for name in HEALTH_NAMES {
             self.health
                 .set_service_status(name, ServingStatus::NotServing)
@@ -159,7 +199,7 @@ impl Daemon {
     }
 
     fn serve_fd(&mut self, identity: &Identity, features: Features) -> Result<(), StartError> {
-        let (bound, listener) = self._claim.bind_fd()?;
+        let Served { listener, bound } = self.claim.serve(Which::Fd)?;
         let seats = Seats::new(FD_CONNECTIONS_PER_USER);
         let acceptor = Acceptor::new(listener, Door::Public, features, seats, self.stop.clone());
         let socket = Arc::new(FdSocket {
@@ -174,7 +214,7 @@ impl Daemon {
             serving.await;
             "fd"
         });
-        self.bound.push(bound);
+        self.bound.extend(bound);
         Ok(())
     }
 
@@ -184,10 +224,10 @@ impl Daemon {
         door: Door,
         features: Features,
     ) -> Result<(), StartError> {
-        let (bound, listener) = match door {
-            Door::Public => self._claim.bind_api()?,
-            Door::Admin => self._claim.bind_admin()?,
-        };
+        let Served { listener, bound } = self.claim.serve(match door {
+            Door::Public => Which::Api,
+            Door::Admin => Which::Admin,
+        })?;
         let seats = Seats::new(GRPC_CONNECTIONS_PER_USER);
         let acceptor = Acceptor::new(listener, door, features, seats, self.stop.clone());
         let serving = grpc::serve(
@@ -205,7 +245,7 @@ impl Daemon {
                 Door::Admin => "admin",
             }
         });
-        self.bound.push(bound);
+        self.bound.extend(bound);
         Ok(())
     }
 }

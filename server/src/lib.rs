@@ -9,8 +9,14 @@
 //! | [`features`] | what the kernel offers |
 //! | [`logging`] | where its log lines go |
 //! | [`prepare_dir`] | the runtime directory, made by root for a daemon without rights |
+//! | [`passed`] | sockets that a service manager has bound for us |
+//! | [`service_manager`] | what that manager hears of us |
+//! | [`pulse`] | whether the daemon lives |
+//! | [`http`] | requests for probes and metrics, on a thread of their own |
+//! | `probes` | what probes are told |
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
+//! | `placement` | where a process runs: pod and container, or systemd unit |
 //! | `rights` | whether a socket takes fds at all |
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
@@ -38,17 +44,23 @@ pub mod features;
 mod ghost;
 mod grpc;
 mod hosted;
+pub mod http;
 mod live;
 pub mod logging;
 mod offload;
+pub mod passed;
 mod peer;
+mod placement;
 pub mod prepare_dir;
+mod probes;
 mod proc;
+pub mod pulse;
 mod queue;
 mod reader;
 mod registry;
 mod replay;
 mod rights;
+pub mod service_manager;
 mod settle;
 mod signal;
 mod sockets;

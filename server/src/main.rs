@@ -8,7 +8,9 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use domaind_proto::paths::{RUNTIME_DIR_VAR, RuntimeDir};
 use domaind_server::config::{ConfigArgs, DEFAULT_CONFIG};
+use domaind_server::passed::Passed;
 use domaind_server::prepare_dir::{Owners, prepare};
+use domaind_server::service_manager::ServiceManager;
 use domaind_server::{Daemon, logging};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -104,6 +106,9 @@ fn prepare_dir(args: &PrepareArgs) -> anyhow::Result<()> {
 }
 
 fn serve(args: &ConfigArgs) -> anyhow::Result<()> {
+    // While there are no other threads: it changes the environment.
+    let passed = Passed::from_env()?;
+    let manager = ServiceManager::from_env()?;
     let config = args.resolve()?;
     logging::init(&config.log).with_context(|| format!("log level {:?}", config.log.level))?;
     // Nobody of our uid may take our fds, which are the originals of all regions.
@@ -119,12 +124,15 @@ fn serve(args: &ConfigArgs) -> anyhow::Result<()> {
         // Before the first socket is there: a stop is never lost.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut daemon = Daemon::start(config).await?;
+        let mut daemon = Daemon::start_with(config, passed).await?;
+        manager.ready().await;
+        let mut attending = manager.attend(daemon.pulse());
         tokio::select! {
             socket = daemon.failed() => anyhow::bail!("the daemon no longer serves its {socket} socket"),
             _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
             _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
         }
+        attending.stopping().await;
         daemon.stop().await;
         Ok(())
     });

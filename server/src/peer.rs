@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 
 use crate::features::Features;
+use crate::placement::{Placement, PodUid};
 use crate::proc;
 
 /// Capabilities (linux/capability.h) each of which undoes a read-only grant:
@@ -28,6 +29,9 @@ pub(crate) struct Peer {
     /// `None` where the kernel has no such thing.
     pidfd: Option<OwnedFd>,
     mark: Mark,
+    /// `None` where it cannot be said, as for a process that is not to be seen
+    /// from here.
+    placement: Option<Placement>,
     attested: bool,
 }
 
@@ -61,22 +65,49 @@ impl Peer {
             _ if pid == 0 => Mark::StartTime(0),
             _ => Mark::StartTime(proc::start_time(pid)?),
         };
-        let attested = pid > 0 && uid != proc::overflow_uid();
-        Ok(Peer {
+        let mut peer = Peer {
             pid,
             uid,
             gid,
             pidfd,
             mark,
-            attested,
-        })
+            placement: None,
+            attested: false,
+        };
+        let placement = Placement::of(pid, uid, gid);
+        // What was read must have been this process, not the next with its pid.
+        peer.placement = placement.filter(|_| !peer.is_dead());
+        peer.attested = pid > 0 && uid != proc::overflow_uid() && peer.placement.is_some();
+        Ok(peer)
     }
 
     pub(crate) fn uid(&self) -> u32 {
         self.uid
     }
 
-    /// Could the kernel say which user it is? It cannot across user namespaces.
+    /// The pod that it runs in.
+    pub(crate) fn pod(&self) -> Option<PodUid> {
+        self.placement.as_ref()?.pod
+    }
+
+    /// The container that it runs in.
+    pub(crate) fn container(&self) -> Option<&str> {
+        self.placement.as_ref()?.container.as_deref()
+    }
+
+    /// The systemd unit that it belongs to; never in a pod.
+    pub(crate) fn unit(&self) -> Option<&str> {
+        self.placement.as_ref()?.unit.as_deref()
+    }
+
+    /// Is it in this group, by whichever of its groups?
+    pub(crate) fn is_in_group(&self, gid: u32) -> bool {
+        let further = self.placement.as_ref();
+        self.gid == gid || further.is_some_and(|placement| placement.groups.contains(&gid))
+    }
+
+    /// Could the kernel say who it is and where it runs? It cannot across user
+    /// and pid namespaces, and of nobody who is not to be seen in `/proc`.
     pub(crate) fn is_attested(&self) -> bool {
         self.attested
     }
@@ -129,7 +160,12 @@ impl Peer {
 
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {} uid {} gid {}", self.pid, self.uid, self.gid)
+        write!(f, "pid {} uid {} gid {}", self.pid, self.uid, self.gid)?;
+        match (self.pod(), self.unit()) {
+            (Some(pod), _) => write!(f, " pod {pod}"),
+            (None, Some(unit)) => write!(f, " unit {unit}"),
+            (None, None) => Ok(()),
+        }
     }
 }
 
@@ -144,6 +180,9 @@ impl From<&Peer> for v1::Peer {
             uid: peer.uid,
             gid: peer.gid,
             pidfd_inode,
+            pod_uid: peer.pod().map(|pod| pod.to_string()).unwrap_or_default(),
+            container_id: peer.container().unwrap_or_default().to_owned(),
+            unit: peer.unit().unwrap_or_default().to_owned(),
         }
     }
 }

@@ -322,6 +322,7 @@ impl fmt::Display for Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::passed::Passed;
     use crate::sockets::Claim;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -375,7 +376,7 @@ mod tests {
         assert!(mended.iter().all(Step::has_changed), "{mended:?}");
         assert!(text(&mended)[0].contains("1777, is"), "{mended:?}");
         assert_eq!(mode(&runtime.admin()), 0o700);
-        Claim::take(&runtime, None).unwrap();
+        Claim::take(&runtime, None, Passed::default()).unwrap();
     }
 
     #[test]

@@ -6,14 +6,27 @@ use std::io::{self, ErrorKind};
 /// Start time of a process in clock ticks since boot: with the pid it names a
 /// process where pidfds have no inodes.
 pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
+    stat_field(pid, 22)
+}
+
+/// Has its first thread begun to exit? Others may live on, and the process with
+/// them.
+pub(crate) fn is_exiting(pid: i32) -> io::Result<bool> {
+    /// `PF_EXITING` (linux/sched.h).
+    const EXITING: u64 = 0x4;
+    Ok(stat_field(pid, 9)? & EXITING != 0)
+}
+
+/// A number of `/proc/<pid>/stat`, counted from 1, behind the command.
+fn stat_field(pid: i32, field: usize) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // Field 22; the command in field 2 may contain anything, so count behind it.
+    // The command in field 2 may contain anything, so count behind it.
     let behind = stat.rsplit_once(')').map(|(_, rest)| rest);
-    let ticks = behind.and_then(|rest| rest.split_ascii_whitespace().nth(19)?.parse().ok());
-    ticks.ok_or_else(|| {
+    let number = behind.and_then(|rest| rest.split_ascii_whitespace().nth(field - 3)?.parse().ok());
+    number.ok_or_else(|| {
         io::Error::new(
             ErrorKind::InvalidData,
-            format!("/proc/{pid}/stat without a start time"),
+            format!("/proc/{pid}/stat without field {field}"),
         )
     })
 }

@@ -24,6 +24,7 @@ use crate::budget::{Budget, OverBudget, TableShare};
 use crate::hosted::{Hosted, Parting, now_unix_ms};
 use crate::live::{End, Live, Token, Wants};
 use crate::peer::Peer;
+use crate::pulse::Census;
 use crate::reader::SessionReader;
 use crate::replay::Users;
 use crate::signal::Signal;
@@ -409,6 +410,15 @@ impl Registry {
             ));
         }
         Ok(live)
+    }
+
+    /// How much there is, by the tables alone.
+    pub(crate) fn census(&self) -> Census {
+        let tables = self.read();
+        Census {
+            domains: tables.domains.len(),
+            sessions: tables.sessions.len(),
+        }
     }
 
     pub(crate) fn totals(&self) -> Totals {

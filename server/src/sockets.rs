@@ -15,6 +15,7 @@ use domaind_proto::paths::RuntimeDir;
 use rustix::fs::{FlockOperation, flock};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::passed::{Passed, PassedError, Which};
 use crate::rights::pass_fds;
 
 /// Connections that may wait to be accepted. The kernel's own limit
@@ -36,6 +37,8 @@ pub enum SocketError {
     ForeignDirectory { path: PathBuf, owner: u32, uid: u32 },
     #[error("{path:?} has mode {mode:o}: others than its owner may write to it")]
     WritableByOthers { path: PathBuf, mode: u32 },
+    #[error(transparent)]
+    Passed(#[from] PassedError),
     #[error("{what} {path:?}")]
     Io {
         what: &'static str,
@@ -58,6 +61,8 @@ fn failed<'p>(what: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> S
 pub(crate) struct Claim {
     dir: RuntimeDir,
     client_gid: Option<u32>,
+    /// What a service manager has bound already.
+    passed: Passed,
     /// Holds the lock. Never unlinked: whoever waits for it holds the same file.
     _lock: File,
 }
@@ -71,9 +76,21 @@ pub(crate) struct Bound {
     identity: (u64, u64),
 }
 
+/// What there is to serve.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub(crate) listener: UnixListener,
+    /// None of a socket that was passed: its name belongs to who has bound it.
+    pub(crate) bound: Option<Bound>,
+}
+
 impl Claim {
     /// Makes the directories and takes the lock.
-    pub(crate) fn take(dir: &RuntimeDir, client_gid: Option<u32>) -> Result<Claim, SocketError> {
+    pub(crate) fn take(
+        dir: &RuntimeDir,
+        client_gid: Option<u32>,
+        passed: Passed,
+    ) -> Result<Claim, SocketError> {
         make_own_dir(dir.path())?;
         let lock = take_lock(dir.path())?;
         make_dir(&dir.public(), 0o750)?;
@@ -83,57 +100,69 @@ impl Claim {
         Ok(Claim {
             dir: dir.clone(),
             client_gid,
+            passed,
             _lock: lock,
         })
     }
 
-    /// gRPC for clients.
-    pub(crate) fn bind_api(&self) -> Result<(Bound, UnixListener), SocketError> {
-        self.bind(
-            self.dir.api_socket(),
-            SocketType::STREAM,
-            0o660,
-            self.client_gid,
-        )
+    /// The socket that was passed, or one of our own.
+    pub(crate) fn serve(&mut self, which: Which) -> Result<Served, SocketError> {
+        let (path, kind, mode, gid) = match which {
+            Which::Api => (
+                self.dir.api_socket(),
+                SocketType::STREAM,
+                0o660,
+                self.client_gid,
+            ),
+            // Accepts like any Unix listener; what it accepts keeps packets apart.
+            Which::Fd => (
+                self.dir.fd_socket(),
+                SocketType::SEQPACKET,
+                0o660,
+                self.client_gid,
+            ),
+            Which::Admin => (self.dir.admin_socket(), SocketType::STREAM, 0o600, None),
+        };
+        if let Some(listener) = self.passed.listener(which, &path)? {
+            adopt(&listener).map_err(failed("taking over", &path))?;
+            let bound = None;
+            return Ok(Served { listener, bound });
+        }
+        let (bound, listener) = bind(path, kind, mode, gid)?;
+        let bound = Some(bound);
+        Ok(Served { listener, bound })
     }
+}
 
-    /// Sessions and their fds. Accepts like any Unix listener; what it accepts
-    /// keeps packets apart.
-    pub(crate) fn bind_fd(&self) -> Result<(Bound, UnixListener), SocketError> {
-        self.bind(
-            self.dir.fd_socket(),
-            SocketType::SEQPACKET,
-            0o660,
-            self.client_gid,
-        )
-    }
+/// Binds under a private name, gives it its rights, and renames it.
+pub(crate) fn bind(
+    path: PathBuf,
+    kind: SocketType,
+    mode: u32,
+    gid: Option<u32>,
+) -> Result<(Bound, UnixListener), SocketError> {
+    let private = private_name(&path);
+    remove_if_there(&private).map_err(failed("removing", &private))?;
+    let listener = listen(&private, kind).map_err(failed("binding", &private))?;
+    protect(&private, mode, gid)?;
+    let meta = fs::symlink_metadata(&private).map_err(failed("looking at", &private))?;
+    fs::rename(&private, &path).map_err(failed("renaming a socket to", &path))?;
+    Ok((
+        Bound {
+            identity: (meta.dev(), meta.ino()),
+            path,
+        },
+        listener,
+    ))
+}
 
-    /// gRPC for the operator.
-    pub(crate) fn bind_admin(&self) -> Result<(Bound, UnixListener), SocketError> {
-        self.bind(self.dir.admin_socket(), SocketType::STREAM, 0o600, None)
-    }
-
-    fn bind(
-        &self,
-        path: PathBuf,
-        kind: SocketType,
-        mode: u32,
-        gid: Option<u32>,
-    ) -> Result<(Bound, UnixListener), SocketError> {
-        let private = private_name(&path);
-        remove_if_there(&private).map_err(failed("removing", &private))?;
-        let listener = listen(&private, kind).map_err(failed("binding", &private))?;
-        protect(&private, mode, gid)?;
-        let meta = fs::symlink_metadata(&private).map_err(failed("looking at", &private))?;
-        fs::rename(&private, &path).map_err(failed("renaming a socket to", &path))?;
-        Ok((
-            Bound {
-                identity: (meta.dev(), meta.ino()),
-                path,
-            },
-            listener,
-        ))
-    }
+/// Makes a socket that was passed like one of our own. Its backlog is that of
+/// whoever has bound it.
+fn adopt(listener: &UnixListener) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    // Before Linux 6.16 this cannot be refused; GetInfo says so.
+    let _ = pass_fds(listener, false);
+    Ok(())
 }
 
 impl Drop for Bound {
@@ -274,11 +303,11 @@ mod tests {
     #[test]
     fn everything_has_its_mode_whatever_the_umask() {
         let (_dir, runtime) = runtime();
-        let claim = Claim::take(&runtime, None).unwrap();
+        let mut claim = Claim::take(&runtime, None, Passed::default()).unwrap();
         let bound = [
-            claim.bind_api().unwrap(),
-            claim.bind_fd().unwrap(),
-            claim.bind_admin().unwrap(),
+            claim.serve(Which::Api).unwrap(),
+            claim.serve(Which::Fd).unwrap(),
+            claim.serve(Which::Admin).unwrap(),
         ];
         assert_eq!(mode(&runtime.public()), 0o750);
         assert_eq!(mode(&runtime.admin()), 0o700);
@@ -293,12 +322,12 @@ mod tests {
     #[test]
     fn a_socket_that_was_bound_and_not_renamed_is_in_nobodys_way_and_goes() {
         let (_dir, runtime) = runtime();
-        let claim = Claim::take(&runtime, None).unwrap();
+        let mut claim = Claim::take(&runtime, None, Passed::default()).unwrap();
         let left = private_name(&runtime.api_socket());
         drop(listen(&left, SocketType::STREAM).unwrap());
         assert!(left.exists());
 
-        let _bound = claim.bind_api().unwrap();
+        let _bound = claim.serve(Which::Api).unwrap();
 
         assert!(!left.exists());
         UnixStream::connect(runtime.api_socket()).unwrap();
@@ -307,20 +336,20 @@ mod tests {
     #[test]
     fn a_second_daemon_is_refused_naming_the_first() {
         let (_dir, runtime) = runtime();
-        let first = Claim::take(&runtime, None).unwrap();
-        let refused = Claim::take(&runtime, None).unwrap_err();
+        let first = Claim::take(&runtime, None, Passed::default()).unwrap();
+        let refused = Claim::take(&runtime, None, Passed::default()).unwrap_err();
         let own = std::process::id().to_string();
         assert!(matches!(refused, SocketError::Locked { pid, .. } if pid == own));
         drop(first);
-        Claim::take(&runtime, None).unwrap();
+        Claim::take(&runtime, None, Passed::default()).unwrap();
     }
 
     #[test]
     fn a_name_that_is_another_daemons_by_now_stays() {
         let (_dir, runtime) = runtime();
-        let claim = Claim::take(&runtime, None).unwrap();
-        let old = claim.bind_api().unwrap();
-        let new = claim.bind_api().unwrap();
+        let mut claim = Claim::take(&runtime, None, Passed::default()).unwrap();
+        let old = claim.serve(Which::Api).unwrap();
+        let new = claim.serve(Which::Api).unwrap();
         drop(old);
         UnixStream::connect(runtime.api_socket()).unwrap();
         drop(new);
@@ -338,7 +367,7 @@ mod tests {
             (0o1777, false),
         ] {
             fs::set_permissions(runtime.path(), Permissions::from_mode(found)).unwrap();
-            let claimed = Claim::take(&runtime, None);
+            let claimed = Claim::take(&runtime, None, Passed::default());
             assert_eq!(claimed.is_ok(), is_taken, "{found:o}: {claimed:?}");
             assert_eq!(mode(runtime.path()), found);
         }
@@ -350,7 +379,7 @@ mod tests {
         fs::create_dir(runtime.path()).unwrap();
         fs::write(runtime.public(), "").unwrap();
         assert!(matches!(
-            Claim::take(&runtime, None),
+            Claim::take(&runtime, None, Passed::default()),
             Err(SocketError::NotADirectory { .. })
         ));
     }

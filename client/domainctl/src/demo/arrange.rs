@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tonic::Code;
 
 use super::board::board_bytes;
-use super::driver::slots;
+use super::mover::slots;
 use super::notes::{Note, Outcome};
 use super::report::Report;
 use super::{DemoArgs, Way};
@@ -38,10 +38,10 @@ type Notes = Lines<BufReader<ChildStdout>>;
 
 /// Runs the whole demo. Whatever happens, no process, no domain and no file of
 /// it stays behind.
-pub(crate) async fn run(args: &DemoArgs, global: &Global) -> anyhow::Result<Report> {
+pub(crate) async fn run(args: &DemoArgs, file: &Path, global: &Global) -> anyhow::Result<Report> {
     // From the first moment: nobody interrupts before there is somebody to clean up.
     let mut signals = Signals::new()?;
-    let (input, input_bytes) = open(&args.file)?;
+    let (input, input_bytes) = open(file)?;
     let bar = progress(input_bytes, global);
     let mut stage = Stage::default();
     let played = tokio::select! {
@@ -118,7 +118,7 @@ impl Stage {
     async fn start(&mut self, args: &DemoArgs, input: Stdio) -> anyhow::Result<Notes> {
         let host = self.host.as_ref().expect("found by play()");
         let driver = actor("demo-driver", args.direction, host)?
-            .args(["--devices", &args.devices.to_string()])
+            .args(["--devices", &args.devices().to_string()])
             .args(["--block", &args.block.to_string()])
             .args(args.copying.calls.then_some("--calls"))
             .stdin(input)
@@ -131,7 +131,7 @@ impl Stage {
         let Some(Note::Board { iova }) = next_note(&mut notes).await? else {
             return Err(driver_failed(driver).await);
         };
-        for index in 0..args.devices {
+        for index in 0..args.devices() {
             let device = actor("demo-device", args.direction, host)?
                 .args(["--index", &index.to_string()])
                 .args(["--board", &iova.to_string()])
@@ -191,11 +191,11 @@ impl Stage {
 fn create_request(args: &DemoArgs, domain: &DomainId) -> v1::CreateDomainRequest {
     // A block at an odd place may need a granule more than its length says.
     let granules = args.block.div_ceil(GRANULE_BYTES) + 1;
-    let slots = slots(args.devices, args.block) + 1;
+    let slots = slots(args.devices(), args.block) + 1;
     let bounce_bytes = slots * granules * GRANULE_BYTES;
     // Slots of a lease are up to a quarter longer than their blocks.
     let bounce_bytes = bounce_bytes + bounce_bytes / 4;
-    let coherent_bytes = board_bytes(args.devices) + GRANULE_BYTES;
+    let coherent_bytes = board_bytes(args.devices()) + GRANULE_BYTES;
     v1::CreateDomainRequest {
         domain_id: domain.to_string(),
         spec: Some(v1::DomainSpec {

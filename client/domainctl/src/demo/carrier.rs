@@ -17,8 +17,6 @@ use super::{Copying, Way};
 /// Guards before and behind every block in the driver's memory.
 const GUARD: [u8; 61] = [0xc5; 61];
 const GUARD_BYTES: u64 = GUARD.len() as u64;
-/// The domain of the demo has granules of this.
-const GRANULE_BYTES: u64 = 4096;
 
 /// How blocks travel.
 pub(super) enum Carrier<'s> {
@@ -72,15 +70,16 @@ pub(super) struct Guarded {
 }
 
 impl<'s> Carrier<'s> {
-    /// For so many blocks of so many bytes at a time.
+    /// For so many blocks of so many bytes at a time, leasing as `pool` says.
     pub(super) fn new(
         session: &'s Session,
         copying: Copying,
         slots: u64,
         block_bytes: u64,
+        pool: PoolOptions,
     ) -> anyhow::Result<Carrier<'s>> {
         if copying.is_by_driver() {
-            return Ok(Carrier::Lease(session.pool(whole_aperture(session))?));
+            return Ok(Carrier::Lease(session.pool(pool)?));
         }
         let buffer = session.buffer(slots * (block_bytes + 2 * GUARD_BYTES))?;
         Ok(Carrier::Daemon {
@@ -116,11 +115,35 @@ impl<'s> Carrier<'s> {
     }
 }
 
-/// The driver of the demo is the only one: it leases all that there is.
-fn whole_aperture(session: &Session) -> PoolOptions {
+/// For the driver of a domain of its own: it leases all that there is.
+pub(super) fn whole_aperture(session: &Session) -> PoolOptions {
+    once(aperture_bytes(session))
+}
+
+/// For a driver that is not alone: as much as so many blocks need, if there is
+/// so much.
+pub(super) fn share_of_aperture(session: &Session, slots: u64, block_bytes: u64) -> PoolOptions {
+    once((slots * slot_bytes(session, block_bytes)).min(aperture_bytes(session)))
+}
+
+/// What one block needs of the aperture at most: it may begin in the middle of
+/// a granule, and the slot of a lease is up to a quarter longer than its block.
+pub(super) fn slot_bytes(session: &Session, block_bytes: u64) -> u64 {
+    let granule_bytes = session.granule().bytes();
+    let granules = block_bytes.div_ceil(granule_bytes) + 1;
+    let bytes = granules * granule_bytes;
+    bytes + (bytes / 4).next_multiple_of(granule_bytes)
+}
+
+/// What a driver may lease of the bounce aperture.
+pub(super) fn aperture_bytes(session: &Session) -> u64 {
     let whole = session.bounce().and_then(IovaRange::len_bytes);
     // The first granule of a space that begins at 0 is nobody's.
-    let lease_bytes = whole.unwrap_or(0).saturating_sub(GRANULE_BYTES);
+    whole.unwrap_or(0).saturating_sub(session.granule().bytes())
+}
+
+/// One lease, which is kept.
+fn once(lease_bytes: u64) -> PoolOptions {
     PoolOptions {
         lease_bytes,
         most_bytes: lease_bytes,

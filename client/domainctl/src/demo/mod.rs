@@ -11,6 +11,9 @@
 //!                       ^--- rings in coherent memory ---^
 //! ```
 //!
+//! With `--role` it is one half of that ([`half`]): a driver or a device of a
+//! domain that is there, which finds the other half in the domain's memory alone.
+//!
 //! With `--calls` the daemon copies, from and to registered memory, and is asked
 //! twice for each block.
 
@@ -19,12 +22,15 @@ mod board;
 mod carrier;
 mod device;
 mod driver;
+mod half;
 mod input;
+mod mover;
 mod notes;
 mod report;
 mod transform;
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use domain_core::Direction;
@@ -42,20 +48,23 @@ use crate::size;
 
 pub(crate) use self::device::DeviceArgs;
 pub(crate) use self::driver::DriverArgs;
+use self::half::HalfArgs;
 
 /// Blocks above this would not leave the driver's memory bounded.
 const BLOCK_BYTES_MOST: u64 = 16 << 20;
-const DEVICES_MOST: u64 = 64;
+const DEVICES_MOST: u64 = board::SEATS_MOST;
+/// Without `--role`.
+const DEVICES: u64 = 2;
 
 /// What to move, and how.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// The file, or - for standard input
+    /// The file, or - for standard input; a device needs none
     #[arg(value_name = "FILE")]
-    file: std::path::PathBuf,
-    /// How many device processes share the domain
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=DEVICES_MOST))]
-    devices: u64,
+    file: Option<std::path::PathBuf>,
+    /// How many device processes share the domain; unset: 2, with --role 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=DEVICES_MOST))]
+    devices: Option<u64>,
     /// How many bytes are mapped at a time, at most 16MiB
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = block_bytes)]
     block: u64,
@@ -64,6 +73,25 @@ pub(crate) struct DemoArgs {
     direction: Way,
     #[command(flatten)]
     copying: Copying,
+    #[command(flatten)]
+    half: HalfArgs,
+}
+
+impl DemoArgs {
+    fn devices(&self) -> u64 {
+        let alone = match self.half.role {
+            None => DEVICES,
+            Some(_) => 1,
+        };
+        self.devices.unwrap_or(alone)
+    }
+
+    /// What is needed of all but devices.
+    fn file(&self) -> Result<&std::path::Path, Failure> {
+        self.file
+            .as_deref()
+            .ok_or_else(|| Failure::new(Exit::Usage, "which FILE? (only --role device needs none)"))
+    }
 }
 
 /// Who copies the blocks.
@@ -84,7 +112,7 @@ impl Copying {
     }
 }
 
-/// Which way the bytes of a mapping travel.
+/// Which way the bytes of a mapping travel. The numbers stand in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Way {
     /// Devices transform the blocks in place
@@ -94,6 +122,18 @@ pub(crate) enum Way {
     ToDevice,
     /// Devices write a pattern of their own
     FromDevice,
+}
+
+impl Way {
+    /// As it stands on a board.
+    fn code(self) -> u64 {
+        self as u64
+    }
+
+    fn of_code(code: u64) -> Option<Way> {
+        let ways = [Way::Both, Way::ToDevice, Way::FromDevice];
+        ways.into_iter().find(|way| way.code() == code)
+    }
 }
 
 impl From<Way> for Direction {
@@ -133,7 +173,10 @@ impl ActorArgs {
 
 /// Runs the demo.
 pub(crate) async fn run(args: DemoArgs, global: &Global) -> Result<ExitCode, Failure> {
-    let report = arrange::run(&args, global).await?;
+    if args.half.role.is_some() {
+        return half::run(args, global).await;
+    }
+    let report = arrange::run(&args, args.file()?, global).await?;
     report.print(global)?;
     Ok(Exit::Ok.into())
 }
@@ -157,6 +200,28 @@ async fn on_a_thread(
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|panic| Failure::of(Exit::Error, &panic))??;
     Ok(Exit::Ok.into())
+}
+
+/// Says when it is time again.
+#[derive(Debug)]
+struct Every {
+    period: Duration,
+    last: Instant,
+}
+
+impl Every {
+    fn new(period: Duration) -> Every {
+        let last = Instant::now();
+        Every { period, last }
+    }
+
+    fn is_due(&mut self) -> bool {
+        let is_due = self.last.elapsed() >= self.period;
+        if is_due {
+            self.last = Instant::now();
+        }
+        is_due
+    }
 }
 
 fn block_bytes(text: &str) -> Result<u64, String> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::io;
+use std::path::Path;
 
 use domaind_client::v1;
 use serde::Serialize;
@@ -87,7 +88,12 @@ impl Report {
                 })
                 .collect(),
             extra: Extra {
-                file: args.file.display().to_string(),
+                file: args
+                    .file
+                    .as_deref()
+                    .unwrap_or(Path::new("-"))
+                    .display()
+                    .to_string(),
                 block_bytes: args.block,
                 direction: domain_core::Direction::from(args.direction).to_string(),
                 unmap_latency_ns: outcome.unmap_latency_ns,
@@ -190,7 +196,7 @@ fn copier(lease: bool) -> &'static str {
     }
 }
 
-fn verdict(direction: &str) -> &'static str {
+pub(super) fn verdict(direction: &str) -> &'static str {
     match direction {
         "TO_DEVICE" => "every device saw exactly the file's bytes",
         "FROM_DEVICE" => "every block came back as its device wrote it",

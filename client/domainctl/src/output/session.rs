@@ -22,6 +22,9 @@ impl Row for v1::Session {
                 "LEASED",
                 "MEMORIES",
                 "GID",
+                "POD",
+                "CONTAINER",
+                "UNIT",
                 "ENFORCED",
                 "ACKED",
                 "ASKED",
@@ -33,7 +36,7 @@ impl Row for v1::Session {
     }
 
     fn cells(&self, style: &Style) -> Vec<String> {
-        let peer = self.peer.unwrap_or_default();
+        let peer = self.peer.clone().unwrap_or_default();
         let mut cells = vec![
             bare(&self.name).to_owned(),
             bare(&self.domain).to_owned(),
@@ -53,6 +56,9 @@ impl Row for v1::Session {
                 human(self.lease_bytes),
                 self.memories.to_string(),
                 peer.gid.to_string(),
+                or_dash(&peer.pod_uid),
+                or_dash(short(&peer.container_id)),
+                or_dash(&peer.unit),
                 yes_no(self.access_enforced).to_owned(),
                 self.acked_generation.to_string(),
                 self.asked_generation.to_string(),
@@ -111,7 +117,7 @@ impl View for SessionSheet {
 }
 
 fn peer(sheet: &mut Sheet, session: &v1::Session) {
-    let peer = session.peer.unwrap_or_default();
+    let peer = session.peer.clone().unwrap_or_default();
     sheet
         .title("Process")
         .under("Pid", peer.pid)
@@ -119,6 +125,27 @@ fn peer(sheet: &mut Sheet, session: &v1::Session) {
         .under("Gid", peer.gid);
     if peer.pidfd_inode != 0 {
         sheet.under("Pidfd inode", peer.pidfd_inode);
+    }
+    let places = [
+        ("Pod", &peer.pod_uid),
+        ("Container", &peer.container_id),
+        ("Unit", &peer.unit),
+    ];
+    for (title, place) in places.into_iter().filter(|(_, place)| !place.is_empty()) {
+        sheet.under(title, place);
+    }
+}
+
+/// What other tools show of a container's id, too.
+fn short(container_id: &str) -> &str {
+    container_id.get(..12).unwrap_or(container_id)
+}
+
+/// A cell that is never empty: columns are told apart by what stands in them.
+fn or_dash(text: &str) -> String {
+    match text {
+        "" => "-".to_owned(),
+        text => text.to_owned(),
     }
 }
 
@@ -165,6 +192,7 @@ mod tests {
                 uid: 1000,
                 gid: 100,
                 pidfd_inode: 99,
+                ..v1::Peer::default()
             }),
             attach_time_unix_ms: 1000,
             streaming_mappings: 2,
@@ -226,6 +254,29 @@ mod tests {
             assert!(text.contains(line), "{line:?} in\n{text}");
         }
         assert_eq!(asked(&session()), "5");
+    }
+
+    #[test]
+    fn where_the_process_runs_is_shown_as_far_as_it_is_known() {
+        let peer = v1::Peer {
+            pod_uid: "0f3c2a91-7d54-4b1e-9c88-3f5be1a2d007".to_owned(),
+            container_id: "c0ffee00".repeat(8),
+            ..session().peer.unwrap()
+        };
+        let in_pod = v1::Session {
+            peer: Some(peer),
+            ..session()
+        };
+        let text = List::of(vec![in_pod.clone()]).text(&style(Format::Wide));
+        assert!(
+            text.contains(" 0f3c2a91-7d54-4b1e-9c88-3f5be1a2d007   c0ffee00c0ff   -  "),
+            "{text}"
+        );
+        let text = SessionSheet(in_pod).text(&style(Format::Table));
+        assert!(
+            text.contains(&"c0ffee00".repeat(8)) && !text.contains("Unit"),
+            "{text}"
+        );
     }
 
     #[test]
