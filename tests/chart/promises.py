@@ -237,7 +237,8 @@ def example(docs, values):
         yield f"rules {rules}"
     for role, spec in pods_of.items():
         args = spec["containers"][0]["args"]
-        if args[:5] != ["demo", "--domain", domain, "--role", role]:
+        moved = ["/usr/bin/domainctl"] if role == "driver" else []
+        if args[: 5 + len(moved)] != ["demo", *moved, "--domain", domain, "--role", role] or "--repeat" not in args:
             yield f"{role} is started with {args}"
     affinity = pods_of["device"].get("affinity", {}).get("podAffinity", {})
     terms = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", [])

@@ -78,6 +78,7 @@ OTHER = {
     "tests.resources.limits.memory": "65Mi",
     "clientExample.bounceBytes": "1Mi",
     "clientExample.coherentBytes": "1Mi",
+    "clientExample.every": "33s",
     "clientExample.resources.requests.cpu": "123m",
     "clientExample.resources.limits.memory": "65Mi",
 }
