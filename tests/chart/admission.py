@@ -145,6 +145,10 @@ def troubles(chart, values):
             for mount in writable["containers"][0]["volumeMounts"]:
                 mount["readOnly"] = False
             rows.append((f"{name}, writable", own.says(NAMESPACE, {"metadata": meta, "spec": writable}), READ_ONLY))
+    # Empty lists are expressions, too.
+    nobody = Policy(of_kind(chart.documents({"admissionPolicy": {"enabled": True}}), "ValidatingAdmissionPolicy")[0])
+    rows.append(("a listed namespace where none is listed", nobody.says("storage", pod(PUBLIC)), LISTED))
+    rows.append(("the whole node where denyParents is false", nobody.says("storage", pod("/")), None))
     for what, said, words in rows:
         if words is None and said:
             yield f"{what}: refused, {said}"

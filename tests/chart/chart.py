@@ -27,12 +27,11 @@ def merged(below, above):
 
 
 class Chart:
-    """Closed when the process ends."""
+    """A folder or a package. Closed when the process ends."""
 
-    def __init__(self, path=CHART):
-        self.path = path
+    def __init__(self, path=CHART, values=None):
         self.handle = helm.Chart.load(path)
-        self.values = yaml.safe_load((path / "values.yaml").read_text())
+        self.values = values or yaml.safe_load((path / "values.yaml").read_text())
 
     def render(self, values, release=RELEASE):
         """What an install would do: the schema, then the templates.

@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def main():
         readme_differences(args.readme_generator),
     )
     report.check("Chart.yaml, files and versions agree", metadata_troubles(chart))
+    report.check("the package renders the same, without ci/ and examples/", package_troubles(chart))
     return report.close()
 
 
@@ -175,6 +177,19 @@ def readme_differences(generator):
             return
         if file.read_text() != (CHART / "README.md").read_text():
             yield "tests/chart.sh --update writes it anew"
+
+
+def package_troubles(chart):
+    with tempfile.TemporaryDirectory() as folder:
+        archive = helm.package(CHART, folder)
+        with tarfile.open(archive) as tar:
+            names = tar.getnames()
+        if Chart(Path(archive), chart.values).render({}) != chart.render({}):
+            yield "it renders something else"
+    yield from (f"it has {name} in it" for name in names if name.startswith(("domaind/ci/", "domaind/examples/")))
+    for file in ("README.md", "UPGRADING.md", "values.schema.json"):
+        if f"domaind/{file}" not in names:
+            yield f"it has no {file}"
 
 
 def metadata_troubles(chart):

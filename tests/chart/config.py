@@ -47,7 +47,7 @@ def expected(values):
     if config["workerThreads"]:
         want["server"]["worker_threads"] = config["workerThreads"]
     if values["metrics"]["enabled"]:
-        want["metrics"] = {"listen": f"0.0.0.0:{values['metrics']['port']}"}
+        want["metrics"] = {"listen": f"{values['metrics']['address']}:{values['metrics']['port']}"}
     rules = [{snake(key): value for key, value in rule.items()} for rule in policy["rules"]]
     domains = [domain(given) for given in values["declaredDomains"]]
     if example["enabled"]:

@@ -59,6 +59,7 @@ OTHER = {
     "prepareDir.resources.requests.cpu": "123m",
     "prepareDir.resources.limits.memory": "33Mi",
     "serviceAccount.annotations": {"other": "x"},
+    "metrics.address": "[::]",
     "metrics.podMonitor.labels": {"other": "x"},
     "metrics.podMonitor.interval": "33s",
     "metrics.podMonitor.scrapeTimeout": "3s",
