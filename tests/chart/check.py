@@ -181,7 +181,7 @@ def readme_differences(generator):
 
 def package_troubles(chart):
     with tempfile.TemporaryDirectory() as folder:
-        archive = helm.package(CHART, folder)
+        archive = helm.package(CHART, destination=folder)
         with tarfile.open(archive) as tar:
             names = tar.getnames()
         if Chart(Path(archive), chart.values).render({}) != chart.render({}):

@@ -100,12 +100,14 @@ def another(path, value):
 def without_effect(chart):
     """Values that change nothing that is rendered, whatever they are."""
     all_values = merged(chart.values, EVERYTHING)
+    rendered = chart.render(EVERYTHING)
     for path in leaves(chart.values):
         base = merged(EVERYTHING, ALONG.get(path, {}))
         value = another(path, get(all_values, path))
+        before = chart.render(base) if path in ALONG else rendered
         if value == get(all_values, path):
             yield f"{path}: the other value {value!r} is the same"
-        elif chart.render(merged(base, put(path, value))) == chart.render(base):
+        elif chart.render(merged(base, put(path, value))) == before:
             yield f"{path}: {value!r} instead of {get(all_values, path)!r} renders the same"
     yield from (f"OTHER names {path}, which is no value" for path in OTHER.keys() - set(leaves(chart.values)))
 
