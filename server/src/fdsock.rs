@@ -31,6 +31,7 @@ use tonic::Code;
 use crate::accept::{Acceptor, Caller, Connection};
 use crate::config::Policy;
 use crate::live::{Live, Wants};
+use crate::metrics::COUNTS;
 use crate::offload::off_worker;
 use crate::peer::Peer;
 use crate::registry::{Admission, Principal, Registry};
@@ -173,12 +174,17 @@ impl FdSocket {
             };
             match self.admit(caller, &attach) {
                 Ok(session) => {
+                    COUNTS.attached.count();
                     // Nobody sent one before: it would have failed.
                     let _ = pass_fds(frames, true);
                     session.introduce(frames, request, self.ack_timeout).await?;
                     return Ok(session);
                 }
-                Err(refusal) => refuse(frames, request, refusal, &caller.peer).await?,
+                Err(refusal) => {
+                    COUNTS.not_attached.count();
+                    COUNTS.denied(&refusal);
+                    refuse(frames, request, refusal, &caller.peer).await?;
+                }
             }
         }
     }
@@ -649,7 +655,12 @@ async fn send(
     )
     .await;
     match sent {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(())) => {
+            if fd.is_some() {
+                COUNTS.fds_passed.count();
+            }
+            Ok(())
+        }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a client that cannot be answered");
             Err(Over::Closed)

@@ -12,13 +12,15 @@ use crate::accept::Caller;
 use crate::config::Policy;
 use crate::hosted::Hosted;
 use crate::live::{Live, Token};
+use crate::metrics::COUNTS;
 use crate::registry::{Missing, Principal, Registry};
 use crate::replay::{Fingerprint, Repeatable, Turn};
 
 /// On whose behalf the request is made.
 pub(crate) fn principal<T>(request: &Request<T>, policy: &Policy) -> Result<Principal, Refusal> {
     let Caller { peer, door, .. } = caller(request);
-    policy.check_attested(peer)?;
+    let attested = policy.check_attested(peer);
+    attested.inspect_err(|refusal| COUNTS.denied(refusal))?;
     Ok(Principal {
         uid: peer.uid(),
         door: *door,
@@ -27,6 +29,14 @@ pub(crate) fn principal<T>(request: &Request<T>, policy: &Policy) -> Result<Prin
 
 /// The session that the request is made for.
 pub(crate) fn session<T>(
+    request: &Request<T>,
+    registry: &Registry,
+    policy: &Policy,
+) -> Result<Arc<Live>, Refusal> {
+    session_of(request, registry, policy).inspect_err(|refusal| COUNTS.denied(refusal))
+}
+
+fn session_of<T>(
     request: &Request<T>,
     registry: &Registry,
     policy: &Policy,
