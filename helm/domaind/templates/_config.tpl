@@ -70,7 +70,7 @@ worker_threads = {{ int64 . }}
 {{- if .Values.metrics.enabled }}
 
 [metrics]
-listen = {{ printf "0.0.0.0:%d" (int64 .Values.metrics.port) | toJson }}
+listen = {{ printf "%s:%d" .Values.metrics.address (int64 .Values.metrics.port) | toJson }}
 {{- end }}
 {{- end -}}
 

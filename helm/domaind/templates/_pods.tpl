@@ -58,7 +58,7 @@ failureThreshold: {{ int64 $timing.failureThreshold }}
 {{- $memory := include "domaind.memoryLimit" . -}}
 {{- $huge := .Values.regions.hugepages2Mi -}}
 requests:
-  cpu: {{ .Values.resources.requests.cpu }}
+  cpu: {{ .Values.resources.requests.cpu | quote }}
   memory: {{ $memory }}
   {{- with $huge }}
   hugepages-2Mi: {{ . }}

@@ -13,6 +13,7 @@ use crate::crew::Copiers;
 use crate::live::Live;
 use crate::metrics;
 use crate::offload::copying;
+use crate::visitor::Need;
 
 pub(super) fn map(session: &Live, request: &v1::MapRequest) -> Result<v1::MapResponse, Refusal> {
     let v1::MapRequest {
@@ -120,7 +121,7 @@ pub(super) fn reset(
     agent: &Agent,
     request: &v1::ResetBounceRequest,
 ) -> Result<v1::ResetBounceResponse, Refusal> {
-    let (domain, actor) = agent.domain(&request.domain)?;
+    let (domain, actor) = agent.domain(&request.domain, Need::Manage)?;
     let ResetBounce {
         ended_mappings,
         ended_leases,
