@@ -1,13 +1,16 @@
 //! The wire of domaind, and nothing else: the generated protobuf types, the
 //! only conversion between them and `domain-core`, the one table of errors,
-//! the frames of the fd socket, and where the sockets are.
+//! the frames of the fd socket, where the sockets are, and how people write
+//! sizes and ranges.
 
 pub mod codec;
 pub mod convert;
 pub mod frame;
 pub mod names;
 pub mod paths;
+pub mod range;
 pub mod refusal;
+pub mod size;
 
 /// Generated from `domaind/v1/*.proto`: messages, clients, servers, and
 /// canonical proto3 JSON for every message.

@@ -24,6 +24,7 @@ use crate::features::Features;
 use crate::peer::Peer;
 use crate::registry::Door;
 use crate::rights::pass_fds;
+use crate::tenant::Tenant;
 
 /// How long a connection may say nothing after it was accepted.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
@@ -136,7 +137,7 @@ impl Acceptor {
                 }
             }
         };
-        let Some(seat) = self.seats.take(peer.uid()) else {
+        let Some(seat) = self.seats.take(peer.as_ref().into()) else {
             tracing::info!(%peer, limit = self.seats.per_user, "too many connections of one user");
             return None;
         };
@@ -173,14 +174,14 @@ async fn pause(cause: &io::Error) {
 pub(crate) struct Seats {
     per_user: u32,
     /// Only users with at least one connection. Held for one look-up.
-    taken: Arc<Mutex<HashMap<u32, u32>>>,
+    taken: Arc<Mutex<HashMap<Tenant, u32>>>,
 }
 
 /// One connection's place; dropping it gives the place back.
 #[derive(Debug)]
 pub(crate) struct Seat {
     seats: Seats,
-    uid: u32,
+    tenant: Tenant,
 }
 
 impl Seats {
@@ -191,20 +192,20 @@ impl Seats {
         }
     }
 
-    pub(crate) fn take(&self, uid: u32) -> Option<Seat> {
+    pub(crate) fn take(&self, tenant: Tenant) -> Option<Seat> {
         let mut taken = self.lock();
-        let count = taken.get(&uid).copied().unwrap_or(0);
+        let count = taken.get(&tenant).copied().unwrap_or(0);
         if count >= self.per_user {
             return None;
         }
-        taken.insert(uid, count + 1);
+        taken.insert(tenant, count + 1);
         Some(Seat {
             seats: self.clone(),
-            uid,
+            tenant,
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Tenant, u32>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -212,12 +213,12 @@ impl Seats {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut taken = self.seats.lock();
-        match taken.get(&self.uid).copied() {
+        match taken.get(&self.tenant).copied() {
             Some(count) if count > 1 => {
-                taken.insert(self.uid, count - 1);
+                taken.insert(self.tenant, count - 1);
             }
             _ => {
-                taken.remove(&self.uid);
+                taken.remove(&self.tenant);
             }
         }
     }
@@ -369,14 +370,18 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 
+    fn user(uid: u32) -> Tenant {
+        Tenant::user(uid)
+    }
+
     #[test]
     fn one_users_flood_leaves_seats_for_others() {
         let seats = Seats::new(2);
-        let held = [seats.take(1).unwrap(), seats.take(1).unwrap()];
-        assert!(seats.take(1).is_none());
-        assert!(seats.take(2).is_some());
+        let held = [seats.take(user(1)).unwrap(), seats.take(user(1)).unwrap()];
+        assert!(seats.take(user(1)).is_none());
+        assert!(seats.take(user(2)).is_some());
         drop(held);
-        assert!(seats.take(1).is_some());
+        assert!(seats.take(user(1)).is_some());
         assert!(seats.lock().is_empty());
     }
 
@@ -391,7 +396,7 @@ mod tests {
                 calls: Calls::default(),
             },
             stream: near,
-            seat: Seats::new(1).take(1).unwrap(),
+            seat: Seats::new(1).take(user(1)).unwrap(),
             silence: None,
             stop: stop.clone(),
             parting: None,

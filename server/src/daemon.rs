@@ -29,6 +29,7 @@ use crate::pulse::Pulse;
 use crate::queue::Queue;
 use crate::registry::{Door, Registry};
 use crate::sockets::{Bound, Claim, Served, SocketError};
+use crate::terms::InForce;
 
 /// Calls and sessions that are under way have so long to come to their end.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -125,11 +126,10 @@ impl Daemon {
             claim,
             config,
         };
-        let policy = daemon.config.policy;
+        let terms = InForce::new(daemon.config.terms());
         let services = Services {
             registry,
-            policy,
-            ack_timeout: daemon.config.ack_timeout,
+            terms: terms.clone(),
             queues: Queues {
                 large_calls: Queue::of_large_calls(),
                 table_streams: Queue::of_table_streams(),
@@ -137,7 +137,7 @@ impl Daemon {
             identity: Arc::clone(&identity),
             health,
         };
-        daemon.serve_fd(&identity, features)?;
+        daemon.serve_fd(&identity, terms, features)?;
         daemon.serve_grpc(&services, Door::Admin, features)?;
         daemon.serve_grpc(&services, Door::Public, features)?;
         daemon.probes.enter(Stage::Serving);
@@ -198,15 +198,19 @@ impl Daemon {
         tracing::info!("stopped");
     }
 
-    fn serve_fd(&mut self, identity: &Identity, features: Features) -> Result<(), StartError> {
+    fn serve_fd(
+        &mut self,
+        identity: &Identity,
+        terms: InForce,
+        features: Features,
+    ) -> Result<(), StartError> {
         let Served { listener, bound } = self.claim.serve(Which::Fd)?;
         let seats = Seats::new(FD_CONNECTIONS_PER_USER);
         let acceptor = Acceptor::new(listener, Door::Public, features, seats, self.stop.clone());
         let socket = Arc::new(FdSocket {
             registry: Arc::clone(&self.registry),
-            policy: self.config.policy,
+            terms,
             instance: identity.instance.clone(),
-            ack_timeout: self.config.ack_timeout,
             stop: self.stop.clone(),
         });
         let serving = socket.run(acceptor.map_err(StartError::Listen)?);

@@ -29,12 +29,15 @@ use tokio_util::task::TaskTracker;
 use tonic::Code;
 
 use crate::accept::{Acceptor, Caller, Connection};
-use crate::config::Policy;
+use crate::audit::{self, Decision, Event, Outcome};
 use crate::live::{Live, Wants};
 use crate::offload::off_worker;
 use crate::peer::Peer;
-use crate::registry::{Admission, Principal, Registry};
+use crate::policy::{Policy, Wish};
+use crate::registry::{Admission, Registry};
 use crate::rights::pass_fds;
+use crate::terms::InForce;
+use crate::visitor::{Leave, Visitor};
 use crate::{ghost, settle};
 
 /// A client that has not attached by then is not going to.
@@ -51,11 +54,9 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct FdSocket {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) policy: Policy,
+    pub(crate) terms: InForce,
     /// Differs between two runs of the daemon.
     pub(crate) instance: String,
-    /// How long a session may owe an acknowledgment.
-    pub(crate) ack_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
 
@@ -127,7 +128,7 @@ impl FdSocket {
         };
         let over = tokio::select! {
             biased;
-            over = attend(frames, &session, self.ack_timeout) => over,
+            over = attend(frames, &session) => over,
             // Told by its registry entry, unless it came in while all were told.
             () = self.stop.cancelled() => shutdown(),
         };
@@ -175,7 +176,7 @@ impl FdSocket {
                 Ok(session) => {
                     // Nobody sent one before: it would have failed.
                     let _ = pass_fds(frames, true);
-                    session.introduce(frames, request, self.ack_timeout).await?;
+                    session.introduce(frames, request).await?;
                     return Ok(session);
                 }
                 Err(refusal) => refuse(frames, request, refusal, &caller.peer).await?,
@@ -204,27 +205,48 @@ impl FdSocket {
         send(frames, request, Answer::Welcome(welcome), None).await
     }
 
-    /// Who calls, parse, one call into the registry.
+    /// Lets a peer in or not, and writes it down.
     fn admit(&self, caller: &Caller, attach: &v1::Attach) -> Result<Attachment, Refusal> {
+        let admitted = self.try_admit(caller, attach);
+        let wish = wish(attach).ok();
+        let domain = DomainId::parse(&attach.domain).ok();
+        let outcome = match &admitted {
+            Ok((attachment, rule)) => Outcome::Granted {
+                rule,
+                session: attachment.live.id.get(),
+            },
+            Err(refusal) => Outcome::Denied(refusal),
+        };
+        audit::record(&Decision {
+            event: Event::Attach,
+            peer: &caller.peer,
+            domain: domain.as_ref(),
+            wish,
+            outcome,
+        });
+        Ok(admitted?.0)
+    }
+
+    /// Who calls, parse, one call into the registry. Answers by which rule, too.
+    fn try_admit(
+        &self,
+        caller: &Caller,
+        attach: &v1::Attach,
+    ) -> Result<(Attachment, String), Refusal> {
         let peer = &caller.peer;
-        self.policy.check_attested(peer)?;
+        let terms = self.terms.get();
+        let visitor = Visitor::new(caller, Arc::clone(&terms))?;
         if peer.is_dead() {
             let message = format!("{peer} has ended; its connection is not its successor's");
             let reason = ErrorReason::WrongPeer;
             return Err(Refusal::because(Code::PermissionDenied, reason, message));
         }
         let id = DomainId::parse(&attach.domain)?;
-        let role = convert::role(attach.role)?;
-        let access = convert::access(attach.access)?;
+        let wish = wish(attach)?;
+        let Wish { role, access } = wish;
         let ack_mode = convert::ack_mode(attach.ack_mode)?;
-        let domain = self.registry.domain(
-            Principal {
-                uid: peer.uid(),
-                door: caller.door,
-            },
-            &id,
-        )?;
-        let access_enforced = check_access(&self.policy, peer, access)?;
+        let Leave { domain, rule } = visitor.to_attach(&self.registry, &id, wish)?;
+        let access_enforced = check_access(&terms.policy, peer, access)?;
         let admission = Admission {
             domain,
             role,
@@ -239,14 +261,23 @@ impl FdSocket {
         };
         let (live, generation) = self.registry.admit(admission)?;
         tracing::info!(%peer, session = %live.id, domain = %id, %role, ?access, "attached");
-        Ok(Attachment {
+        let attachment = Attachment {
             registry: Arc::clone(&self.registry),
             live,
             generation,
+            ack_timeout: terms.ack_timeout,
             ended: false,
             stop: self.stop.clone(),
-        })
+        };
+        Ok((attachment, rule))
     }
+}
+
+fn wish(attach: &v1::Attach) -> Result<Wish, Refusal> {
+    Ok(Wish {
+        role: convert::role(attach.role)?,
+        access: convert::access(attach.access)?,
+    })
 }
 
 /// Would the kernel hold this peer to its access?
@@ -273,6 +304,8 @@ struct Attachment {
     registry: Arc<Registry>,
     live: Arc<Live>,
     generation: u64,
+    /// How long it may owe an acknowledgment: what it is told when it attaches.
+    ack_timeout: Duration,
     ended: bool,
     /// For whoever looks after it when it has been dropped.
     stop: CancellationToken,
@@ -280,12 +313,7 @@ struct Attachment {
 
 impl Attachment {
     /// Tells the client who it is, and hands it the memory.
-    async fn introduce(
-        &self,
-        frames: &FrameSocket,
-        request: u64,
-        ack_timeout: Duration,
-    ) -> Result<(), Over> {
+    async fn introduce(&self, frames: &FrameSocket, request: u64) -> Result<(), Over> {
         let live = &self.live;
         let apertures = [ApertureKind::Bounce, ApertureKind::Coherent];
         let apertures: Vec<_> = apertures
@@ -306,7 +334,7 @@ impl Attachment {
             coherent: range(ApertureKind::Coherent),
             regions: convert::count(apertures.len() + 2),
             access_enforced: live.access_enforced,
-            ack_timeout_ms: u64::try_from(ack_timeout.as_millis()).unwrap_or(u64::MAX),
+            ack_timeout_ms: u64::try_from(self.ack_timeout.as_millis()).unwrap_or(u64::MAX),
         };
         send(frames, request, Answer::Attached(attached), None).await?;
         for aperture in &apertures {
@@ -402,8 +430,9 @@ impl Drop for Attachment {
 }
 
 /// Serves an attached client until one side ends it.
-async fn attend(frames: &FrameSocket, session: &Attachment, ack_timeout: Duration) -> Over {
+async fn attend(frames: &FrameSocket, session: &Attachment) -> Over {
     let (live, joined) = (&session.live, session.generation);
+    let ack_timeout = session.ack_timeout;
     tokio::select! {
         biased;
         reason = live.end.called() => Over::Ended(reason, explain(reason).into()),

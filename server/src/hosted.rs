@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::budget::Share;
 use crate::signal::Signal;
+use crate::tenant::Tenant;
 
 /// A domain as the daemon hosts it.
 #[derive(Debug)]
@@ -22,7 +23,9 @@ pub(crate) struct Hosted {
     pub(crate) id: DomainId,
     /// Tells two domains apart that had the same name.
     pub(crate) uid: String,
-    pub(crate) owner_uid: u32,
+    pub(crate) owner: Tenant,
+    /// Stands in the configuration file.
+    pub(crate) declared: bool,
     pub(crate) create_time_unix_ms: u64,
     pub(crate) core: Domain,
     /// Rung by `core` at every change.
@@ -70,7 +73,13 @@ impl Hosted {
         let direct_ranges = direct_ranges.expect("they are in force in this layout");
         v1::Domain {
             uid: self.uid.clone(),
-            owner_uid: self.owner_uid,
+            owner_uid: self.owner.uid,
+            owner_pod_uid: self
+                .owner
+                .pod
+                .map(|pod| pod.to_string())
+                .unwrap_or_default(),
+            declared: self.declared,
             create_time_unix_ms: self.create_time_unix_ms,
             usage: Some(usage.into()),
             max_mapping_bytes: usage.bounce.largest_hole_bytes,

@@ -17,6 +17,12 @@
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
 //! | `placement` | where a process runs: pod and container, or systemd unit |
+//! | `policy` | the rules: who may create, see and attach to what |
+//! | `glob` | names with `*` and `?` in them |
+//! | `terms` | what is in force now: policy, and the limits that a reload changes |
+//! | `visitor` | who comes without a session, and what the terms give them |
+//! | `tenant` | whom domains belong to and quotas are for: a user, or one of its pods |
+//! | `audit` | who was let in and who was not, one line each |
 //! | `rights` | whether a socket takes fds at all |
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
@@ -35,6 +41,7 @@
 //! | `grpc` | the services, one file each |
 
 mod accept;
+mod audit;
 mod budget;
 pub mod config;
 mod crew;
@@ -42,6 +49,7 @@ pub mod daemon;
 mod fdsock;
 pub mod features;
 mod ghost;
+mod glob;
 mod grpc;
 mod hosted;
 pub mod http;
@@ -51,6 +59,7 @@ mod offload;
 pub mod passed;
 mod peer;
 mod placement;
+mod policy;
 pub mod prepare_dir;
 mod probes;
 mod proc;
@@ -65,6 +74,9 @@ mod settle;
 mod signal;
 mod sockets;
 mod streams;
+mod tenant;
+mod terms;
+mod visitor;
 
 pub use config::Config;
 pub use daemon::Daemon;

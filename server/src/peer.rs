@@ -81,8 +81,16 @@ impl Peer {
         Ok(peer)
     }
 
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
     pub(crate) fn uid(&self) -> u32 {
         self.uid
+    }
+
+    pub(crate) fn gid(&self) -> u32 {
+        self.gid
     }
 
     /// The pod that it runs in.
@@ -190,6 +198,21 @@ impl From<&Peer> for v1::Peer {
 /// The pidfd of whoever connected, even if it has died since.
 pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(getsockopt(&socket, sockopt::PeerPidfd)?)
+}
+
+#[cfg(test)]
+impl Peer {
+    /// This process, as if it were somebody else.
+    pub(crate) fn pretending(uid: u32, gid: u32, placement: Option<Placement>) -> Peer {
+        let (near, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+        Peer {
+            uid,
+            gid,
+            attested: placement.is_some(),
+            placement,
+            ..Peer::of(near.as_fd(), Features::probe()).unwrap()
+        }
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use domaind_proto::v1::{ErrorReason, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Code;
 
+use crate::tenant::Tenant;
+
 /// The calls of one kind. Clones share the lines.
 #[derive(Clone, Debug)]
 pub(crate) struct Queue {
@@ -22,7 +24,7 @@ pub(crate) struct Queue {
     running: Arc<Semaphore>,
     /// Only users with at least one call. Held for one look-up; a panic leaves
     /// it whole.
-    users: Arc<Mutex<HashMap<u32, User>>>,
+    users: Arc<Mutex<HashMap<Tenant, User>>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +50,7 @@ struct User {
 #[derive(Debug)]
 pub(crate) struct Queued {
     queue: Queue,
-    uid: u32,
+    tenant: Tenant,
     running_of_user: Arc<Semaphore>,
 }
 
@@ -93,41 +95,41 @@ impl Queue {
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` for a user that has too many.
-    pub(crate) fn enter(&self, uid: u32) -> Result<Queued, Refusal> {
+    pub(crate) fn enter(&self, tenant: Tenant) -> Result<Queued, Refusal> {
         let Limits {
             calls_per_user,
             running_per_user,
             ..
         } = self.limits;
         let mut users = self.lock();
-        let user = users.entry(uid).or_insert_with(|| User {
+        let user = users.entry(tenant).or_insert_with(|| User {
             calls: 0,
             running: Arc::new(Semaphore::new(running_per_user)),
         });
         if user.calls >= calls_per_user {
-            return Err(self.limits.refusal(uid));
+            return Err(self.limits.refusal(tenant));
         }
         user.calls += 1;
         Ok(Queued {
             queue: self.clone(),
-            uid,
+            tenant,
             running_of_user: Arc::clone(&user.running),
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u32, User>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Tenant, User>> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Limits {
-    fn refusal(&self, uid: u32) -> Refusal {
+    fn refusal(&self, tenant: Tenant) -> Refusal {
         let Limits {
             quota,
             calls_per_user: most,
             ..
         } = self;
-        let message = format!("user {uid} has {most} of {quota} under way already");
+        let message = format!("{tenant} has {most} of {quota} under way already");
         Refusal::because(Code::ResourceExhausted, ErrorReason::QuotaExceeded, message)
             .with("quota", quota)
             .with("limit", most)
@@ -153,10 +155,10 @@ impl Queued {
 impl Drop for Queued {
     fn drop(&mut self) {
         let mut users = self.queue.lock();
-        let user = users.get_mut(&self.uid).expect("it has this call");
+        let user = users.get_mut(&self.tenant).expect("it has this call");
         user.calls -= 1;
         if user.calls == 0 {
-            users.remove(&self.uid);
+            users.remove(&self.tenant);
         }
     }
 }
@@ -167,6 +169,10 @@ mod tests {
     use std::future::Future;
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
+
+    fn user(uid: u32) -> Tenant {
+        Tenant::user(uid)
+    }
 
     /// Three calls a user, of which one runs; two of all.
     fn queue() -> Queue {
@@ -193,28 +199,28 @@ mod tests {
     #[test]
     fn a_user_that_has_too_many_is_refused_and_others_are_not() {
         let queue = queue();
-        let held: Vec<_> = (0..3).map(|_| queue.enter(1).unwrap()).collect();
-        let refusal = queue.enter(1).unwrap_err();
+        let held: Vec<_> = (0..3).map(|_| queue.enter(user(1)).unwrap()).collect();
+        let refusal = queue.enter(user(1)).unwrap_err();
         assert_eq!(refusal.grpc_code(), Code::ResourceExhausted);
         assert_eq!(refusal.reason(), ErrorReason::QuotaExceeded);
         assert_eq!(refusal.metadata["quota"], "tests");
         assert_eq!(refusal.metadata["limit"], "3");
-        assert!(queue.enter(2).is_ok());
+        assert!(queue.enter(user(2)).is_ok());
         drop(held);
-        assert!(queue.enter(1).is_ok());
+        assert!(queue.enter(user(1)).is_ok());
         assert!(queue.lock().is_empty());
     }
 
     #[test]
     fn one_users_line_does_not_stand_before_another_user() {
         let queue = queue();
-        let running = at_once(queue.enter(1).unwrap()).unwrap();
-        let mut second = pin!(queue.enter(1).unwrap().place());
-        let mut third = pin!(queue.enter(1).unwrap().place());
+        let running = at_once(queue.enter(user(1)).unwrap()).unwrap();
+        let mut second = pin!(queue.enter(user(1)).unwrap().place());
+        let mut third = pin!(queue.enter(user(1)).unwrap().place());
         assert!(ready(second.as_mut()).is_none() && ready(third.as_mut()).is_none());
         // The second of two places is not for those who wait for the first.
-        let other = at_once(queue.enter(2).unwrap()).unwrap();
-        let mut late = pin!(queue.enter(3).unwrap().place());
+        let other = at_once(queue.enter(user(2)).unwrap()).unwrap();
+        let mut late = pin!(queue.enter(user(3)).unwrap().place());
         assert!(ready(late.as_mut()).is_none());
         drop(other);
         assert!(ready(late.as_mut()).is_some());
@@ -226,21 +232,21 @@ mod tests {
     #[test]
     fn who_is_cancelled_while_it_waits_leaves_the_line() {
         let queue = queue();
-        let running = at_once(queue.enter(1).unwrap()).unwrap();
+        let running = at_once(queue.enter(user(1)).unwrap()).unwrap();
         {
-            let mut cancelled = pin!(queue.enter(1).unwrap().place());
+            let mut cancelled = pin!(queue.enter(user(1)).unwrap().place());
             assert!(ready(cancelled.as_mut()).is_none());
         }
-        let other = at_once(queue.enter(2).unwrap()).unwrap();
+        let other = at_once(queue.enter(user(2)).unwrap()).unwrap();
         {
-            let mut cancelled = pin!(queue.enter(3).unwrap().place());
+            let mut cancelled = pin!(queue.enter(user(3)).unwrap().place());
             assert!(ready(cancelled.as_mut()).is_none());
         }
         assert_eq!(queue.lock().len(), 2);
-        assert_eq!(queue.lock()[&1].calls, 1);
+        assert_eq!(queue.lock()[&user(1)].calls, 1);
         drop((running, other));
         assert!(queue.lock().is_empty());
-        assert!(at_once(queue.enter(1).unwrap()).is_some());
+        assert!(at_once(queue.enter(user(1)).unwrap()).is_some());
         assert_eq!(queue.running.available_permits(), 2);
     }
 
@@ -248,7 +254,7 @@ mod tests {
     fn one_user_cannot_take_all_the_places() {
         for queue in [Queue::of_large_calls(), Queue::of_table_streams()] {
             let places = (0..queue.limits.calls_per_user)
-                .filter_map(|_| at_once(queue.enter(1).unwrap()))
+                .filter_map(|_| at_once(queue.enter(user(1)).unwrap()))
                 .collect::<Vec<_>>();
             assert!(!places.is_empty());
             assert!(places.len() <= queue.limits.running / 4);

@@ -29,28 +29,24 @@ use crate::reader::SessionReader;
 use crate::replay::Users;
 use crate::signal::Signal;
 use crate::streams::{Pipelines, Watchers};
+use crate::tenant::Tenant;
+use crate::visitor::Visitor;
 
 /// Through which door somebody came, which is part of who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Door {
-    /// The public sockets: sees what its uid owns.
+    /// The public sockets: sees what it owns and what a rule lets it near.
     Public,
     /// The operator's socket: sees everything.
     Admin,
 }
 
-/// On whose behalf something is done.
+/// Whose answers are kept and whose streams are counted. What somebody may is
+/// said by a [`Visitor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Principal {
-    pub(crate) uid: u32,
+    pub(crate) tenant: Tenant,
     pub(crate) door: Door,
-}
-
-impl Principal {
-    /// A domain belongs to the uid that created it; the operator may all.
-    pub(crate) fn may_see(self, domain: &Hosted) -> bool {
-        self.door == Door::Admin || self.uid == domain.owner_uid
-    }
 }
 
 /// All domains and sessions of one daemon.
@@ -174,8 +170,8 @@ impl Registry {
 
     /// Makes a domain with all its memory. May take long: the kernel allocates
     /// and zeroes every page.
-    pub(crate) fn create(&self, owner_uid: u32, plan: Plan) -> Result<Arc<Hosted>, CreateError> {
-        self.check_room(owner_uid, &plan.id)?;
+    pub(crate) fn create(&self, owner: Tenant, plan: Plan) -> Result<Arc<Hosted>, CreateError> {
+        self.check_room(owner, &plan.id)?;
         let share = self.budget.take(plan.layout.region_bytes())?;
         let (id, scrub_with) = (plan.id.as_str(), self.scrub_with);
         let table = Arc::new(TableShare::new(&self.budget));
@@ -185,7 +181,8 @@ impl Registry {
         let hosted = Arc::new(Hosted {
             uid: random_hex().map_err(CreateError::Randomness)?,
             id: plan.id,
-            owner_uid,
+            owner,
+            declared: false,
             create_time_unix_ms: now_unix_ms(),
             core,
             signal,
@@ -195,7 +192,7 @@ impl Registry {
         });
         // Somebody else may have taken the name or the last place meanwhile.
         let mut tables = self.write();
-        tables.check_room(owner_uid, &hosted.id)?;
+        tables.check_room(owner, &hosted.id)?;
         tables
             .domains
             .insert(hosted.id.clone(), Arc::clone(&hosted));
@@ -203,26 +200,25 @@ impl Registry {
     }
 
     /// Would this domain find its place right now?
-    pub(crate) fn check_create(&self, owner_uid: u32, plan: &Plan) -> Result<(), CreateError> {
-        self.check_room(owner_uid, &plan.id)?;
+    pub(crate) fn check_create(&self, owner: Tenant, plan: &Plan) -> Result<(), CreateError> {
+        self.check_room(owner, &plan.id)?;
         drop(self.budget.take(plan.layout.region_bytes())?);
         Ok(())
     }
 
-    fn check_room(&self, owner_uid: u32, id: &DomainId) -> Result<(), CreateError> {
-        self.read().check_room(owner_uid, id)
+    fn check_room(&self, owner: Tenant, id: &DomainId) -> Result<(), CreateError> {
+        self.read().check_room(owner, id)
     }
 
-    pub(crate) fn domain(&self, who: Principal, id: &DomainId) -> Result<Arc<Hosted>, Missing> {
-        let tables = self.read();
-        let found = tables.domains.get(id).filter(|domain| who.may_see(domain));
-        found.cloned().ok_or_else(|| Missing::Domain(id.clone()))
+    /// The domain of a name, whoever asks.
+    pub(crate) fn find(&self, id: &DomainId) -> Option<Arc<Hosted>> {
+        self.read().domains.get(id).cloned()
     }
 
     /// Domains that the caller may see, by name, behind `after`.
     pub(crate) fn domains(
         &self,
-        who: Principal,
+        who: &Visitor,
         after: Option<&DomainId>,
         max: usize,
     ) -> Vec<Arc<Hosted>> {
@@ -344,7 +340,7 @@ impl Registry {
     }
 
     /// A session that has not ended.
-    pub(crate) fn attached(&self, who: Principal, id: SessionId) -> Result<Arc<Live>, Missing> {
+    pub(crate) fn attached(&self, who: &Visitor, id: SessionId) -> Result<Arc<Live>, Missing> {
         let found = self.read().sessions.get(&id).cloned();
         found
             .filter(|session| who.may_see(&session.domain))
@@ -352,7 +348,7 @@ impl Registry {
     }
 
     /// A session, attached or ended, that may reach something.
-    pub(crate) fn session(&self, who: Principal, id: SessionId) -> Result<Arc<Live>, Missing> {
+    pub(crate) fn session(&self, who: &Visitor, id: SessionId) -> Result<Arc<Live>, Missing> {
         let found = {
             let tables = self.read();
             let attached = tables.sessions.get(&id);
@@ -367,7 +363,7 @@ impl Registry {
     /// of `domain` if one is named.
     pub(crate) fn sessions(
         &self,
-        who: Principal,
+        who: &Visitor,
         domain: Option<&Arc<Hosted>>,
         after: Option<SessionId>,
         max: usize,
@@ -482,14 +478,14 @@ impl Tables {
         Some(live)
     }
 
-    fn check_room(&self, owner_uid: u32, id: &DomainId) -> Result<(), CreateError> {
+    fn check_room(&self, owner: Tenant, id: &DomainId) -> Result<(), CreateError> {
         if self.domains.contains_key(id) {
             return Err(CreateError::Exists { id: id.clone() });
         }
         let owned = self
             .domains
             .values()
-            .filter(|domain| domain.owner_uid == owner_uid)
+            .filter(|domain| domain.owner == owner)
             .count();
         let checks = [
             ("a user", DOMAINS_PER_OWNER, owned),

@@ -346,6 +346,7 @@ impl Fingerprinting {
 mod tests {
     use super::*;
     use crate::registry::Door;
+    use crate::tenant::Tenant;
     use std::cell::Cell;
     use std::time::Duration;
 
@@ -566,7 +567,7 @@ mod tests {
 
     fn user(uid: u32) -> Principal {
         Principal {
-            uid,
+            tenant: Tenant::user(uid),
             door: Door::Public,
         }
     }
@@ -576,7 +577,7 @@ mod tests {
         let users = Users::default();
         let asked = request("a", 1);
         let operator = Principal {
-            uid: 1,
+            tenant: Tenant::user(1),
             door: Door::Admin,
         };
         for (number, who) in [user(1), user(2), operator].into_iter().enumerate() {

@@ -12,6 +12,7 @@ use domaind_proto::v1::{ErrorReason, Refusal};
 use tonic::Code;
 
 use crate::registry::Principal;
+use crate::tenant::Tenant;
 
 /// Watchers of domains, counted for their users, and for all behind a door.
 pub(crate) type Watchers = Streams<Principal>;
@@ -24,7 +25,7 @@ pub(crate) type Pipelines = Streams<Piping>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Piping {
     pub(crate) session: SessionId,
-    pub(crate) uid: u32,
+    pub(crate) tenant: Tenant,
 }
 
 /// Who has streams of one kind, and how many there may be.
@@ -55,7 +56,7 @@ impl Holder for Principal {
     }
 
     fn who(&self) -> String {
-        format!("user {} has", self.uid)
+        format!("{} has", self.tenant)
     }
 
     fn all(&self) -> String {
@@ -69,7 +70,7 @@ impl Holder for Piping {
     const TOGETHER: usize = PIPELINES_PER_USER;
 
     fn shares_with(&self, other: &Piping) -> bool {
-        self.uid == other.uid
+        self.tenant == other.tenant
     }
 
     fn who(&self) -> String {
@@ -77,7 +78,7 @@ impl Holder for Piping {
     }
 
     fn all(&self) -> String {
-        format!("the sessions of user {} have", self.uid)
+        format!("the sessions of {} have", self.tenant)
     }
 }
 
@@ -163,8 +164,10 @@ mod tests {
     use crate::registry::Door;
 
     fn user(uid: u32) -> Principal {
-        let door = Door::Public;
-        Principal { uid, door }
+        Principal {
+            tenant: Tenant::user(uid),
+            door: Door::Public,
+        }
     }
 
     #[test]
@@ -194,7 +197,7 @@ mod tests {
         let refusal = watchers.enter(user(u32::MAX)).unwrap_err();
         assert_eq!(refusal.metadata["limit"], WATCHERS.to_string());
         let operator = Principal {
-            uid: 0,
+            tenant: Tenant::user(0),
             door: Door::Admin,
         };
         assert!(watchers.enter(operator).is_ok());
@@ -208,7 +211,7 @@ mod tests {
         let of = |session, uid| {
             pipelines.enter(Piping {
                 session: SessionId::new(session),
-                uid,
+                tenant: Tenant::user(uid),
             })
         };
         let sessions = 0..(PIPELINES_PER_USER / PIPELINES_PER_SESSION) as u64;

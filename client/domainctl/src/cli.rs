@@ -13,10 +13,10 @@ use domaind_proto::v1;
 use crate::bench::BenchArgs;
 use crate::demo::{DemoArgs, DeviceArgs, DriverArgs};
 use crate::exit::EXIT_CODES;
-use crate::range::{self, NotARange};
+use crate::range::{self, NotScoped};
 use crate::scoped::{self, Scoped, domain_id};
-use crate::size::{self, SizeError};
 use crate::time;
+use domaind_proto::size::{self, SizeError};
 
 /// Shows and changes what the daemon domaind holds on this node.
 #[derive(Debug, Parser)]
@@ -806,7 +806,7 @@ enum NotAMemory {
 #[derive(Clone, Debug, thiserror::Error)]
 enum NotAWord {
     #[error(transparent)]
-    Range(#[from] NotARange),
+    Range(#[from] NotScoped),
     #[error(transparent)]
     Memory(#[from] NotAMemory),
     #[error(transparent)]

@@ -13,7 +13,6 @@ mod progress;
 mod range;
 mod scoped;
 mod signals;
-mod size;
 mod table_file;
 mod time;
 

@@ -1,50 +1,30 @@
-//! Ranges of addresses as people write and read them.
+//! Ranges of addresses as people write and read them, alone or behind the name of
+//! a domain.
 
-use domain_core::addr::{Iova, IovaRange, RangeError};
+use domain_core::addr::{Iova, IovaRange};
 use domaind_proto::names::NameError;
+pub(crate) use domaind_proto::range::{NotARange, hex, parse};
+use domaind_proto::size;
 
 use crate::scoped::{self, Scoped};
-use crate::size::{self, SizeError};
 
 /// What a range has its name in.
 const COLLECTION: &[&str] = &["mappings/"];
 
-/// Why a text is not a range.
+/// Why a text is not a range, or not one of a domain.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotARange {
-    #[error("not a range: write 0x1000-0x1fff (both included) or 0x1000+4KiB")]
-    Form,
-    #[error("{part:?}: {error}")]
-    Number { part: String, error: SizeError },
+pub(crate) enum NotScoped {
     #[error(transparent)]
-    Range(#[from] RangeError),
+    Range(#[from] NotARange),
     #[error(transparent)]
     Domain(#[from] NameError),
-}
-
-/// Reads `0x1000-0x1fff`, both included, or `0x1000+4KiB`.
-///
-/// # Errors
-/// [`NotARange`].
-pub(crate) fn parse(text: &str) -> Result<IovaRange, NotARange> {
-    if let Some((start, len)) = text.split_once('+') {
-        return Ok(IovaRange::from_len(
-            Iova::new(number(start)?),
-            number(len)?,
-        )?);
-    }
-    let (start, last) = text.split_once('-').ok_or(NotARange::Form)?;
-    Ok(IovaRange::new(
-        Iova::new(number(start)?),
-        Iova::new(number(last)?),
-    )?)
 }
 
 /// Reads a range, also behind `domains/d0/mappings/`, as `-o name` prints it.
 ///
 /// # Errors
-/// [`NotARange`].
-pub(crate) fn parse_scoped(text: &str) -> Result<Scoped<IovaRange>, NotARange> {
+/// [`NotScoped`].
+pub(crate) fn parse_scoped(text: &str) -> Result<Scoped<IovaRange>, NotScoped> {
     let Scoped { domain, thing } = scoped::split(COLLECTION, text)?;
     let thing = parse(thing)?;
     Ok(Scoped { domain, thing })
@@ -54,12 +34,12 @@ pub(crate) fn parse_scoped(text: &str) -> Result<Scoped<IovaRange>, NotARange> {
 /// a number behind `mappings/` is an id.
 ///
 /// # Errors
-/// [`NotARange`].
-pub(crate) fn parse_scoped_or_address(text: &str) -> Result<Scoped<IovaRange>, NotARange> {
+/// [`NotScoped`].
+pub(crate) fn parse_scoped_or_address(text: &str) -> Result<Scoped<IovaRange>, NotScoped> {
     match size::parse(text) {
         Ok(address) => Ok(Scoped {
             domain: None,
-            thing: IovaRange::from_len(Iova::new(address), 1)?,
+            thing: IovaRange::from_len(Iova::new(address), 1).map_err(NotARange::from)?,
         }),
         Err(_) => parse_scoped(text),
     }
@@ -75,19 +55,6 @@ pub(crate) fn everything() -> IovaRange {
     IovaRange::new(Iova::new(0), Iova::new(u64::MAX)).expect("0 is the lowest address")
 }
 
-/// `0x1000-0x1fff`, both included.
-pub(crate) fn hex(start: u64, last: u64) -> String {
-    format!("{start:#x}-{last:#x}")
-}
-
-fn number(part: &str) -> Result<u64, NotARange> {
-    let part = part.trim();
-    size::parse(part).map_err(|error| NotARange::Number {
-        part: part.to_owned(),
-        error,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -97,42 +64,12 @@ mod tests {
     }
 
     #[test]
-    fn a_range_has_two_ends_or_a_length() {
-        let same = [
-            ("0x1000-0x1fff", range(0x1000, 0x1fff)),
-            ("4096-8191", range(0x1000, 0x1fff)),
-            ("0x1000+4KiB", range(0x1000, 0x1fff)),
-            ("1MiB+1", range(1 << 20, 1 << 20)),
-            ("0x0-0xffffffffffffffff", everything()),
-            ("0xffffffffffffffff+1", range(u64::MAX, u64::MAX)),
-        ];
-        for (text, expected) in same {
-            assert_eq!(parse(text), Ok(expected), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_printed_can_be_typed_back() {
-        for expected in [range(0x1000, 0x1fff), everything()] {
-            let text = hex(expected.start().get(), expected.last().get());
-            assert_eq!(parse(&text), Ok(expected));
-        }
-    }
-
-    #[test]
-    fn a_range_that_is_none_is_refused_by_what_is_wrong() {
+    fn a_text_that_is_no_range_is_refused_by_what_is_wrong() {
         for text in ["", "0x1000", "x", "mappings/"] {
-            assert_eq!(parse_scoped(text), Err(NotARange::Form), "{text}");
+            let refused = Err(NotScoped::Range(NotARange::Form));
+            assert_eq!(parse_scoped(text), refused, "{text}");
         }
-        for text in ["-", "+", "0x1000-", "-0x1000", "0x1000+1.5K", "1-2-3"] {
-            assert!(
-                matches!(parse(text), Err(NotARange::Number { .. })),
-                "{text}"
-            );
-        }
-        for text in ["0x2000-0x1fff", "0x1000+0", "0xffffffffffffffff+2"] {
-            assert!(matches!(parse(text), Err(NotARange::Range(_))), "{text}");
-        }
+        assert_eq!(parse(&hex(0, u64::MAX)), Ok(everything()));
     }
 
     #[test]
@@ -142,7 +79,11 @@ mod tests {
         assert_eq!(parse("0x1000+2"), Ok(range(0x1000, 0x1001)));
         // The id of a streaming mapping is no address.
         for text in ["d0", "domains/d0/mappings/9"] {
-            assert_eq!(parse(text), Err(NotARange::Form), "{text}");
+            assert_eq!(
+                parse(text),
+                Err(NotScoped::Range(NotARange::Form)),
+                "{text}"
+            );
         }
     }
 
@@ -159,7 +100,7 @@ mod tests {
             assert_eq!(parse_scoped_or_address(text), Ok(scoped));
         }
         let refused = parse_scoped("sessions/7/mappings/0x1000-0x1fff");
-        assert!(matches!(refused, Err(NotARange::Domain(_))));
+        assert!(matches!(refused, Err(NotScoped::Domain(_))));
         // Nothing is named that a domain could be dropped from.
         assert!(parse("domains/d0/mappings/0x1000-0x1fff").is_err());
     }

@@ -13,7 +13,7 @@ use domaind_proto::names::DomainId;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::cli::Perm;
-use crate::size;
+use domaind_proto::size;
 
 /// A table, and what else a SetMapRequest may say.
 #[derive(Debug, Default, PartialEq, Eq)]

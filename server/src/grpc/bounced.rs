@@ -12,6 +12,7 @@ use super::caller::Agent;
 use crate::crew::Copiers;
 use crate::live::Live;
 use crate::offload::copying;
+use crate::visitor::Need;
 
 pub(super) fn map(session: &Live, request: &v1::MapRequest) -> Result<v1::MapResponse, Refusal> {
     let v1::MapRequest {
@@ -118,7 +119,7 @@ pub(super) fn reset(
     agent: &Agent,
     request: &v1::ResetBounceRequest,
 ) -> Result<v1::ResetBounceResponse, Refusal> {
-    let (domain, actor) = agent.domain(&request.domain)?;
+    let (domain, actor) = agent.domain(&request.domain, Need::Manage)?;
     let ResetBounce {
         ended_mappings,
         ended_leases,

@@ -9,30 +9,41 @@ use domaind_proto::v1::{ErrorReason, Refusal};
 use tonic::{Code, Request};
 
 use crate::accept::Caller;
-use crate::config::Policy;
 use crate::hosted::Hosted;
 use crate::live::{Live, Token};
-use crate::registry::{Missing, Principal, Registry};
+use crate::peer::Peer;
+use crate::registry::{Missing, Registry};
 use crate::replay::{Fingerprint, Repeatable, Turn};
+use crate::tenant::Tenant;
+use crate::terms::InForce;
+use crate::visitor::{Need, Visitor};
 
-/// On whose behalf the request is made.
-pub(crate) fn principal<T>(request: &Request<T>, policy: &Policy) -> Result<Principal, Refusal> {
-    let Caller { peer, door, .. } = caller(request);
-    policy.check_attested(peer)?;
-    Ok(Principal {
-        uid: peer.uid(),
-        door: *door,
-    })
+/// Who makes the request, without a session.
+pub(crate) fn visitor<T>(request: &Request<T>, terms: &InForce) -> Result<Visitor, Refusal> {
+    Visitor::new(caller(request), terms.get())
 }
 
-/// The session that the request is made for.
+/// The session that the request is made for. Its policy was asked when it was
+/// let in, and is not asked again.
 pub(crate) fn session<T>(
     request: &Request<T>,
     registry: &Registry,
-    policy: &Policy,
+    terms: &InForce,
 ) -> Result<Arc<Live>, Refusal> {
     let peer = &caller(request).peer;
-    policy.check_attested(peer)?;
+    let found = session_of(request, peer, registry);
+    // Who may do nothing here shall hear that first.
+    if found.is_err() && !peer.is_attested() {
+        terms.get().policy.check_attested(peer)?;
+    }
+    found
+}
+
+fn session_of<T>(
+    request: &Request<T>,
+    peer: &Peer,
+    registry: &Registry,
+) -> Result<Arc<Live>, Refusal> {
     let text = request.metadata().get(SESSION_METADATA).ok_or_else(|| {
         let message =
             format!("the call acts for a session, and its metadata have no {SESSION_METADATA}");
@@ -56,8 +67,8 @@ pub(crate) struct Agent {
 enum Who {
     /// The request has a token: for its own domain, as far as its role goes.
     Session(Arc<Live>),
-    /// It has none: for domains that are its own, or as the operator.
-    Owner(Principal),
+    /// It has none: for domains that the policy lets it see or manage.
+    Visitor(Visitor),
 }
 
 impl Agent {
@@ -66,20 +77,20 @@ impl Agent {
     pub(crate) fn of<T>(
         request: &Request<T>,
         registry: &Arc<Registry>,
-        policy: &Policy,
+        terms: &InForce,
     ) -> Result<Agent, Refusal> {
         let who = if request.metadata().contains_key(SESSION_METADATA) {
-            Who::Session(session(request, registry, policy)?)
+            Who::Session(session(request, registry, terms)?)
         } else {
-            Who::Owner(principal(request, policy)?)
+            Who::Visitor(visitor(request, terms)?)
         };
         let registry = Arc::clone(registry);
         Ok(Agent { registry, who })
     }
 
     /// The domain that a request names, and as whom it is used. A session may
-    /// leave the name out.
-    pub(crate) fn domain(&self, name: &str) -> Result<(Arc<Hosted>, Actor), Refusal> {
+    /// leave the name out, and what it may do there its role says.
+    pub(crate) fn domain(&self, name: &str, need: Need) -> Result<(Arc<Hosted>, Actor), Refusal> {
         match &self.who {
             Who::Session(live) => {
                 let own = &live.domain;
@@ -88,10 +99,19 @@ impl Agent {
                 }
                 Ok((Arc::clone(own), Actor::Session(live.id)))
             }
-            Who::Owner(who) => {
-                let domain = self.registry.domain(*who, &DomainId::parse(name)?)?;
+            Who::Visitor(who) => {
+                let domain = who.domain(&self.registry, &DomainId::parse(name)?, need)?;
                 Ok((domain, Actor::Owner))
             }
+        }
+    }
+
+    /// The domain that a request changes, for who only wants to wait for it:
+    /// whether the request may be made is said elsewhere.
+    pub(crate) fn managed(&self, name: &str) -> Option<Arc<Hosted>> {
+        match &self.who {
+            Who::Session(live) => Some(Arc::clone(&live.domain)),
+            Who::Visitor(who) => who.managed(&self.registry, &DomainId::parse(name).ok()?),
         }
     }
 
@@ -99,7 +119,7 @@ impl Agent {
     pub(crate) async fn turn(&self, request: &impl Repeatable) -> Result<Turn, Refusal> {
         match &self.who {
             Who::Session(live) => live.answers.turn(request).await,
-            Who::Owner(who) => self.registry.users.turn(*who, request).await,
+            Who::Visitor(who) => self.registry.users.turn(who.principal(), request).await,
         }
     }
 
@@ -111,15 +131,18 @@ impl Agent {
     ) -> Result<Turn, Refusal> {
         match &self.who {
             Who::Session(live) => live.answers.turn_of(id, fingerprint).await,
-            Who::Owner(who) => self.registry.users.turn_of(*who, id, fingerprint).await,
+            Who::Visitor(who) => {
+                let users = &self.registry.users;
+                users.turn_of(who.principal(), id, fingerprint).await
+            }
         }
     }
 
     /// Whose quota the request counts against.
-    pub(crate) fn uid(&self) -> u32 {
+    pub(crate) fn tenant(&self) -> Tenant {
         match &self.who {
-            Who::Session(live) => live.peer.uid(),
-            Who::Owner(who) => who.uid,
+            Who::Session(live) => live.peer.as_ref().into(),
+            Who::Visitor(who) => who.tenant(),
         }
     }
 }

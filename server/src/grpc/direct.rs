@@ -8,6 +8,7 @@ use super::batch;
 use super::caller::Agent;
 use super::table::Table;
 use crate::offload::yielding;
+use crate::visitor::Need;
 
 /// Batches above this many entries make room for other calls first.
 const MANY_ENTRIES: usize = 64;
@@ -16,7 +17,7 @@ pub(super) fn map(
     agent: &Agent,
     request: &v1::MapDirectRequest,
 ) -> Result<v1::MapDirectResponse, Refusal> {
-    let (domain, actor) = agent.domain(&request.domain)?;
+    let (domain, actor) = agent.domain(&request.domain, Need::Manage)?;
     let entries = &request.entries;
     let results = yielding(entries.len() > MANY_ENTRIES, || {
         let parse = convert::direct_spec;
@@ -36,7 +37,7 @@ pub(super) fn unmap(
     agent: &Agent,
     request: &v1::UnmapDirectRequest,
 ) -> Result<v1::UnmapDirectResponse, Refusal> {
-    let (domain, actor) = agent.domain(&request.domain)?;
+    let (domain, actor) = agent.domain(&request.domain, Need::Manage)?;
     let ranges = convert::batch_ranges(&request.ranges)?;
     Ok(domain.core.unmap_direct(actor, &ranges)?.into())
 }
@@ -45,7 +46,7 @@ pub(super) fn clear(
     agent: &Agent,
     request: &v1::ClearMapRequest,
 ) -> Result<v1::ClearMapResponse, Refusal> {
-    let (domain, actor) = agent.domain(&request.domain)?;
+    let (domain, actor) = agent.domain(&request.domain, Need::Manage)?;
     let ranges = convert::batch_ranges(&request.ranges)?;
     Ok(domain.core.clear_map(actor, &ranges)?.into())
 }
@@ -84,7 +85,7 @@ fn replace(
     mappings: &[DirectMapping],
     expected_generation: Option<u64>,
 ) -> Result<v1::SetMapResponse, Refusal> {
-    let (domain, actor) = agent.domain(domain)?;
+    let (domain, actor) = agent.domain(domain, Need::Manage)?;
     let core = &domain.core;
     Ok(core.set_map(actor, mappings, expected_generation)?.into())
 }

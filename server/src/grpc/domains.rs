@@ -1,7 +1,6 @@
 //! `DomainService`.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use domain_core::domain::Close;
 use domain_core::session::SessionId;
@@ -10,17 +9,19 @@ use domaind_proto::names::DomainId;
 use domaind_proto::v1::domain_service_server::DomainService;
 use domaind_proto::v1::{self, Refusal};
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
-use super::caller::principal;
+use super::caller::visitor;
 use super::page;
 use super::watch::{Events, Watcher};
-use crate::config::Policy;
 use crate::hosted::{Hosted, planned};
 use crate::offload::off_worker;
 use crate::offload::yielding;
-use crate::registry::{Missing, Plan, Principal, Registry};
+use crate::registry::{Plan, Registry};
 use crate::settle;
+use crate::tenant::Tenant;
+use crate::terms::InForce;
+use crate::visitor::{Need, Visitor};
 
 const PAGE: usize = 100;
 const PAGE_MOST: usize = 1000;
@@ -28,9 +29,8 @@ const PAGE_MOST: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct Domains {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) policy: Policy,
-    /// How long a session may take to let go of a domain that is deleted.
-    pub(crate) ack_timeout: Duration,
+    /// Also how long a session may take to let go of a domain that is deleted.
+    pub(crate) terms: InForce,
     /// Called when the daemon stops: what would go on for ever ends then.
     pub(crate) stop: CancellationToken,
 }
@@ -41,20 +41,21 @@ impl DomainService for Domains {
         &self,
         request: Request<v1::CreateDomainRequest>,
     ) -> Result<Response<v1::Domain>, Status> {
-        let who = principal(&request, &self.policy)?;
+        let who = visitor(&request, &self.terms)?;
         let request = request.into_inner();
         let plan = plan(&request)?;
+        who.check_create(&plan.id)?;
         // Nothing is done, so nothing is kept: the id is still good for doing it.
         if request.validate_only {
-            return Ok(Response::new(self.validate(who, &plan)?));
+            return Ok(Response::new(self.validate(who.tenant(), &plan)?));
         }
-        let turn = self.registry.users.turn(who, &request).await?;
+        let turn = self.registry.users.turn(who.principal(), &request).await?;
         let registry = Arc::clone(&self.registry);
         // The whole change happens on that thread: a cancelled call leaves it
         // to come to its end.
         let create = move || {
-            let domain = registry.create(who.uid, plan)?;
-            tracing::info!(domain = %domain.id, owner_uid = domain.owner_uid, "created");
+            let domain = registry.create(who.tenant(), plan)?;
+            tracing::info!(domain = %domain.id, owner = %domain.owner, "created");
             Ok(domain.view())
         };
         Ok(Response::new(off_worker(|| turn.take(create)).await??))
@@ -66,10 +67,10 @@ impl DomainService for Domains {
         &self,
         request: Request<v1::WatchDomainRequest>,
     ) -> Result<Response<Events>, Status> {
-        let who = principal(&request, &self.policy)?;
+        let who = visitor(&request, &self.terms)?;
         let v1::WatchDomainRequest { name, generation } = request.into_inner();
-        let domain = self.find(who, &name)?;
-        let watching = self.registry.watchers.enter(who)?;
+        let domain = self.find(&who, &name, Need::See)?;
+        let watching = self.registry.watchers.enter(who.principal())?;
         let watcher = Watcher::new(&domain, generation, watching, self.stop.clone());
         Ok(Response::new(watcher.events()))
     }
@@ -78,8 +79,8 @@ impl DomainService for Domains {
         &self,
         request: Request<v1::GetDomainRequest>,
     ) -> Result<Response<v1::Domain>, Status> {
-        let who = principal(&request, &self.policy)?;
-        let domain = self.find(who, &request.get_ref().name)?;
+        let who = visitor(&request, &self.terms)?;
+        let domain = self.find(&who, &request.get_ref().name, Need::See)?;
         Ok(Response::new(domain.view()))
     }
 
@@ -87,7 +88,7 @@ impl DomainService for Domains {
         &self,
         request: Request<v1::ListDomainsRequest>,
     ) -> Result<Response<v1::ListDomainsResponse>, Status> {
-        let who = principal(&request, &self.policy)?;
+        let who = visitor(&request, &self.terms)?;
         let v1::ListDomainsRequest {
             page_size,
             page_token,
@@ -95,7 +96,7 @@ impl DomainService for Domains {
         let size = page::size(page_size, PAGE, PAGE_MOST);
         let after =
             page::start(&page_token, |token| DomainId::new(token).ok()).map_err(Refusal::from)?;
-        let mut domains = self.registry.domains(who, after.as_ref(), size + 1);
+        let mut domains = self.registry.domains(&who, after.as_ref(), size + 1);
         let views = page::fitting(domains.iter().take(size).map(|domain| domain.view()));
         let next_page_token = page::cut(&mut domains, views.len(), |last| last.id.to_string());
         Ok(Response::new(v1::ListDomainsResponse {
@@ -108,11 +109,11 @@ impl DomainService for Domains {
         &self,
         request: Request<v1::UpdateDomainRequest>,
     ) -> Result<Response<v1::Domain>, Status> {
-        let who = principal(&request, &self.policy)?;
+        let who = visitor(&request, &self.terms)?;
         let request = request.into_inner();
-        let turn = self.registry.users.turn(who, &request).await?;
+        let turn = self.registry.users.turn(who.principal(), &request).await?;
         let update = || {
-            let domain = self.find(who, &request.name)?;
+            let domain = self.find(&who, &request.name, Need::Manage)?;
             let core = &domain.core;
             core.update(|in_force| convert::change(&request, in_force))?;
             Ok(domain.view())
@@ -126,28 +127,28 @@ impl DomainService for Domains {
         &self,
         request: Request<v1::DeleteDomainRequest>,
     ) -> Result<Response<v1::DeleteDomainResponse>, Status> {
-        let who = principal(&request, &self.policy)?;
+        let who = visitor(&request, &self.terms)?;
         let request = request.into_inner();
-        let turn = self.registry.users.turn(who, &request).await?;
+        let turn = self.registry.users.turn(who.principal(), &request).await?;
         let registry = Arc::clone(&self.registry);
         let ended = Arc::new(OnceLock::new());
         let note = Arc::clone(&ended);
-        let delete = move || delete(&registry, who, &request, &note);
+        let delete = move || delete(&registry, &who, &request, &note);
         let deleted = off_worker(|| turn.take(delete)).await??;
         if let Some((domain, sessions)) = ended.get() {
-            settle::gone(domain, sessions, self.ack_timeout).await?;
+            settle::gone(domain, sessions, self.terms.get().ack_timeout).await?;
         }
         Ok(Response::new(deleted))
     }
 }
 
 impl Domains {
-    fn find(&self, who: Principal, name: &str) -> Result<Arc<Hosted>, Refusal> {
-        Ok(self.registry.domain(who, &DomainId::parse(name)?)?)
+    fn find(&self, who: &Visitor, name: &str, need: Need) -> Result<Arc<Hosted>, Refusal> {
+        who.domain(&self.registry, &DomainId::parse(name)?, need)
     }
 
-    fn validate(&self, who: Principal, plan: &Plan) -> Result<v1::Domain, Refusal> {
-        self.registry.check_create(who.uid, plan)?;
+    fn validate(&self, owner: Tenant, plan: &Plan) -> Result<v1::Domain, Refusal> {
+        self.registry.check_create(owner, plan)?;
         let Plan {
             id,
             layout,
@@ -155,7 +156,8 @@ impl Domains {
             direct_ranges,
         } = plan;
         Ok(v1::Domain {
-            owner_uid: who.uid,
+            owner_uid: owner.uid,
+            owner_pod_uid: owner.pod.map(|pod| pod.to_string()).unwrap_or_default(),
             ..planned(id, layout, settings, direct_ranges)
         })
     }
@@ -163,13 +165,13 @@ impl Domains {
 
 fn delete(
     registry: &Registry,
-    who: Principal,
+    who: &Visitor,
     request: &v1::DeleteDomainRequest,
     ended: &OnceLock<(Arc<Hosted>, Vec<SessionId>)>,
 ) -> Result<v1::DeleteDomainResponse, Refusal> {
     let id = DomainId::parse(&request.name)?;
-    let domain = match registry.domain(who, &id) {
-        Err(Missing::Domain(_)) if request.allow_missing => {
+    let domain = match who.domain(registry, &id, Need::Manage) {
+        Err(refusal) if refusal.grpc_code() == Code::NotFound && request.allow_missing => {
             return Ok(v1::DeleteDomainResponse { ended_sessions: 0 });
         }
         found => found?,

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 
-use domain_core::direct::Actor;
 use domaind_proto::v1::mapping_service_server::MappingService;
 use domaind_proto::v1::{self, Refusal};
 use domaind_proto::{Message, convert};
@@ -14,7 +13,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::caller::{Agent, session};
 use super::pipeline::{self, Pipeline};
 use super::{bounced, direct, room, table, translation};
-use crate::config::Policy;
 use crate::hosted::Hosted;
 use crate::live::Live;
 use crate::offload::off_worker;
@@ -22,11 +20,13 @@ use crate::queue::{Queue, Queued};
 use crate::registry::Registry;
 use crate::replay::{Repeatable, Turn};
 use crate::settle;
+use crate::terms::InForce;
+use crate::visitor::Need;
 
 #[derive(Debug)]
 pub(crate) struct Mappings {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) policy: Policy,
+    pub(crate) terms: InForce,
     pub(crate) queues: Queues,
     pub(crate) stop: CancellationToken,
 }
@@ -63,7 +63,7 @@ impl MappingService for Mappings {
         &self,
         request: Request<Streaming<v1::PipelineRequest>>,
     ) -> Answered<Self::PipelineStream> {
-        let session = session(&request, &self.registry, &self.policy)?;
+        let session = session(&request, &self.registry, &self.terms)?;
         let open = pipeline::admit(&session, &self.registry)?;
         let requests = request.into_inner();
         let stop = self.stop.clone();
@@ -113,7 +113,7 @@ impl MappingService for Mappings {
         request: Request<v1::UnmapDirectRequest>,
     ) -> Answered<v1::UnmapDirectResponse> {
         let agent = self.agent(&request)?;
-        let domain = agent.domain(&request.get_ref().domain);
+        let domain = agent.managed(&request.get_ref().domain);
         let removed = self
             .large(agent, request.into_inner(), direct::unmap)
             .await?;
@@ -124,7 +124,7 @@ impl MappingService for Mappings {
         let agent = self.agent(&request)?;
         // What decoded into much more than it was does not wait.
         convert::table_size(request.get_ref().entries.len()).map_err(Refusal::from)?;
-        let domain = agent.domain(&request.get_ref().domain);
+        let domain = agent.managed(&request.get_ref().domain);
         let set = self.large(agent, request.into_inner(), direct::set).await?;
         settled(domain, set, |set| set.generation).await
     }
@@ -134,16 +134,16 @@ impl MappingService for Mappings {
         request: Request<Streaming<v1::StreamSetMapRequest>>,
     ) -> Answered<v1::StreamSetMapResponse> {
         let agent = self.agent(&request)?;
-        let large = self.queues.large_calls.enter(agent.uid())?;
-        let queued = self.queues.table_streams.enter(agent.uid())?;
+        let large = self.queues.large_calls.enter(agent.tenant())?;
+        let queued = self.queues.table_streams.enter(agent.tenant())?;
         let quota = |header: &v1::SetMapHeader| {
-            let (domain, _) = agent.domain(&header.domain)?;
+            let (domain, _) = agent.domain(&header.domain, Need::Manage)?;
             Ok(domain.core.settings().quotas.direct)
         };
         let (table, place) = table::receive(request.into_inner(), quota, queued).await?;
         let id = table.header.request_id.clone();
         let turn = agent.turn_of(&id, || table.fingerprint).await?;
-        let domain = agent.domain(&table.header.domain);
+        let domain = agent.managed(&table.header.domain);
         let set = aside(large, turn, move || {
             let _place = place;
             direct::set_streamed(&agent, &table)
@@ -161,7 +161,7 @@ impl MappingService for Mappings {
         request: Request<v1::ClearMapRequest>,
     ) -> Answered<v1::ClearMapResponse> {
         let agent = self.agent(&request)?;
-        let domain = agent.domain(&request.get_ref().domain);
+        let domain = agent.managed(&request.get_ref().domain);
         let removed = self
             .large(agent, request.into_inner(), direct::clear)
             .await?;
@@ -173,7 +173,7 @@ impl MappingService for Mappings {
         request: Request<v1::ResetBounceRequest>,
     ) -> Answered<v1::ResetBounceResponse> {
         let agent = self.agent(&request)?;
-        let domain = agent.domain(&request.get_ref().domain);
+        let domain = agent.managed(&request.get_ref().domain);
         let reset = self
             .large(agent, request.into_inner(), bounced::reset)
             .await?;
@@ -204,7 +204,7 @@ impl MappingService for Mappings {
 
 impl Mappings {
     fn agent<T>(&self, request: &Request<T>) -> Result<Agent, Refusal> {
-        Agent::of(request, &self.registry, &self.policy)
+        Agent::of(request, &self.registry, &self.terms)
     }
 
     /// Of a request that only sessions make: whose it is, itself, and its turn.
@@ -212,7 +212,7 @@ impl Mappings {
         &self,
         request: Request<Q>,
     ) -> Result<(Arc<Live>, Q, Turn), Refusal> {
-        let session = session(&request, &self.registry, &self.policy)?;
+        let session = session(&request, &self.registry, &self.terms)?;
         let request = request.into_inner();
         let turn = session.answers.turn(&request).await?;
         Ok((session, request, turn))
@@ -237,7 +237,7 @@ impl Mappings {
         request: Q,
         work: impl FnOnce(&Agent, &Q) -> Result<R, Refusal> + Send + 'static,
     ) -> Answered<R> {
-        let queued = self.queues.large_calls.enter(agent.uid())?;
+        let queued = self.queues.large_calls.enter(agent.tenant())?;
         let turn = agent.turn(&request).await?;
         aside(queued, turn, move || work(&agent, &request)).await
     }
@@ -250,12 +250,12 @@ fn answer<R>(done: Result<R, Refusal>) -> Answered<R> {
 /// Gives the answer to a removal when nobody can still use what it removed. One
 /// that is given again because the request was repeated waits as well.
 async fn settled<R>(
-    domain: Result<(Arc<Hosted>, Actor), Refusal>,
+    domain: Option<Arc<Hosted>>,
     answered: Response<R>,
     generation: impl Fn(&R) -> u64,
 ) -> Answered<R> {
     // It is not there any more for one that is repeated after a delete.
-    if let Ok((domain, _)) = domain {
+    if let Some(domain) = domain {
         settle::acknowledged(&domain, generation(answered.get_ref())).await?;
     }
     Ok(answered)
@@ -281,6 +281,7 @@ async fn aside<R: Message + Default + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tenant::Tenant;
     use domain_core::limits::LARGE_CALLS_PER_USER;
     use std::time::Duration;
     use tokio::time::timeout;
@@ -292,7 +293,7 @@ mod tests {
     #[tokio::test]
     async fn a_large_call_keeps_its_place_until_its_work_is_done_whoever_has_gone() {
         let queue = Queue::of_large_calls();
-        let enter = |uid| queue.enter(uid).unwrap();
+        let enter = |uid| queue.enter(Tenant::user(uid)).unwrap();
         let (finish, finished) = std::sync::mpsc::channel::<()>();
         let finished = Arc::new(std::sync::Mutex::new(finished));
         let (start, mut started) = tokio::sync::mpsc::unbounded_channel();

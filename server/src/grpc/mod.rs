@@ -48,8 +48,8 @@ pub(crate) use self::mappings::Queues;
 use self::sessions::Sessions;
 use self::underway::UnderWayLayer;
 use crate::accept::{Acceptor, Connection};
-use crate::config::Policy;
 use crate::registry::{Door, Registry};
+use crate::terms::InForce;
 
 /// Calls of one connection that may run at a time.
 const CALLS_PER_CONNECTION: usize = 64;
@@ -78,9 +78,7 @@ const ACCEPTED_AHEAD: usize = 16;
 #[derive(Clone, Debug)]
 pub(crate) struct Services {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) policy: Policy,
-    /// How long a session may owe an acknowledgment.
-    pub(crate) ack_timeout: Duration,
+    pub(crate) terms: InForce,
     pub(crate) queues: Queues,
     pub(crate) identity: Arc<Identity>,
     pub(crate) health: HealthReporter,
@@ -133,8 +131,7 @@ fn limited_server() -> Server {
 fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::service::Routes {
     let Services {
         registry,
-        policy,
-        ack_timeout,
+        terms,
         queues,
         identity,
         health,
@@ -143,8 +140,7 @@ fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::ser
     routes.add_service(
         DomainServiceServer::new(Domains {
             registry: Arc::clone(&registry),
-            policy,
-            ack_timeout,
+            terms: terms.clone(),
             stop: stop.clone(),
         })
         .max_decoding_message_size(REQUEST_BYTES)
@@ -153,7 +149,7 @@ fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::ser
     routes.add_service(
         MappingServiceServer::new(Mappings {
             registry: Arc::clone(&registry),
-            policy,
+            terms: terms.clone(),
             queues,
             stop,
         })
@@ -163,7 +159,7 @@ fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::ser
     routes.add_service(
         SessionServiceServer::new(Sessions {
             registry: Arc::clone(&registry),
-            policy,
+            terms,
         })
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES),

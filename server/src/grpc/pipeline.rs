@@ -49,7 +49,7 @@ pub(super) fn admit(session: &Live, registry: &Registry) -> Result<Open<Piping>,
     }
     registry.pipelines.enter(Piping {
         session: id,
-        uid: session.peer.uid(),
+        tenant: session.peer.as_ref().into(),
     })
 }
 

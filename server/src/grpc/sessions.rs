@@ -9,13 +9,14 @@ use domaind_proto::v1::session_service_server::SessionService;
 use domaind_proto::v1::{self, EndReason, Refusal};
 use tonic::{Request, Response, Status};
 
-use super::caller::principal;
+use super::caller::visitor;
 use super::page;
-use crate::config::Policy;
 use crate::hosted::Hosted;
 use crate::live::Live;
 use crate::offload::off_worker;
-use crate::registry::{Principal, Registry};
+use crate::registry::Registry;
+use crate::terms::InForce;
+use crate::visitor::{Need, Visitor};
 
 const PAGE: usize = 100;
 const PAGE_MOST: usize = 1000;
@@ -23,7 +24,7 @@ const PAGE_MOST: usize = 1000;
 #[derive(Debug)]
 pub(crate) struct Sessions {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) policy: Policy,
+    pub(crate) terms: InForce,
 }
 
 #[tonic::async_trait]
@@ -32,7 +33,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListSessionsRequest>,
     ) -> Result<Response<v1::ListSessionsResponse>, Status> {
-        let who = principal(&request, &self.policy)?;
+        let who = visitor(&request, &self.terms)?;
         let v1::ListSessionsRequest {
             domain,
             page_size,
@@ -40,14 +41,14 @@ impl SessionService for Sessions {
         } = request.into_inner();
         let domain = match domain.as_str() {
             "" => None,
-            name => Some(self.domain(who, name)?),
+            name => Some(self.domain(&who, name)?),
         };
         let size = page::size(page_size, PAGE, PAGE_MOST);
         let after = page::start(&page_token, |token| token.parse().ok().map(SessionId::new));
         let after = after.map_err(Refusal::from)?;
         let mut sessions = self
             .registry
-            .sessions(who, domain.as_ref(), after, size + 1);
+            .sessions(&who, domain.as_ref(), after, size + 1);
         let next_page_token = page::cut(&mut sessions, size, |session| session.id.to_string());
         let sessions = sessions.iter().map(|session| session.view()).collect();
         Ok(Response::new(v1::ListSessionsResponse {
@@ -60,8 +61,8 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::GetSessionRequest>,
     ) -> Result<Response<v1::Session>, Status> {
-        let who = principal(&request, &self.policy)?;
-        let session = self.find(who, &request.get_ref().name)?;
+        let who = visitor(&request, &self.terms)?;
+        let session = self.find(&who, &request.get_ref().name)?;
         Ok(Response::new(session.view()))
     }
 
@@ -69,12 +70,12 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::EvictSessionRequest>,
     ) -> Result<Response<v1::EvictSessionResponse>, Status> {
-        let who = principal(&request, &self.policy)?;
+        let who = visitor(&request, &self.terms)?;
         let request = request.into_inner();
-        let turn = self.registry.users.turn(who, &request).await?;
+        let turn = self.registry.users.turn(who.principal(), &request).await?;
         let registry = Arc::clone(&self.registry);
         let evict = move || {
-            let session = registry.attached(who, parse_session(&request.name)?)?;
+            let session = who.session_to_end(&registry, parse_session(&request.name)?)?;
             registry.end(&session, EndReason::Evicted);
             Ok(v1::EvictSessionResponse {})
         };
@@ -85,13 +86,13 @@ impl SessionService for Sessions {
         &self,
         request: Request<v1::ListMemoriesRequest>,
     ) -> Result<Response<v1::ListMemoriesResponse>, Status> {
-        let who = principal(&request, &self.policy)?;
+        let who = visitor(&request, &self.terms)?;
         let v1::ListMemoriesRequest {
             domain,
             page_size,
             page_token,
         } = request.into_inner();
-        let domain = self.domain(who, &domain)?;
+        let domain = self.domain(&who, &domain)?;
         let size = page::size(page_size, PAGE, PAGE_MOST);
         let after =
             page::start(&page_token, |token| token.parse::<u64>().ok()).map_err(Refusal::from)?;
@@ -107,11 +108,11 @@ impl SessionService for Sessions {
 }
 
 impl Sessions {
-    fn domain(&self, who: Principal, name: &str) -> Result<Arc<Hosted>, Refusal> {
-        Ok(self.registry.domain(who, &DomainId::parse(name)?)?)
+    fn domain(&self, who: &Visitor, name: &str) -> Result<Arc<Hosted>, Refusal> {
+        who.domain(&self.registry, &DomainId::parse(name)?, Need::See)
     }
 
-    fn find(&self, who: Principal, name: &str) -> Result<Arc<Live>, Refusal> {
+    fn find(&self, who: &Visitor, name: &str) -> Result<Arc<Live>, Refusal> {
         Ok(self.registry.session(who, parse_session(name)?)?)
     }
 }

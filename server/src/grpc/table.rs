@@ -145,12 +145,13 @@ fn malformed(message: &str) -> Refusal {
 mod tests {
     use super::*;
     use crate::queue::Queue;
+    use crate::tenant::Tenant;
     use domain_core::limits::{DIRECT_PER_DOMAIN, TABLE_STREAMS, TABLE_STREAMS_PER_USER};
     use tokio::time::Instant;
 
     /// The only table that is on its way.
     fn queued() -> Queued {
-        Queue::of_table_streams().enter(1).unwrap()
+        Queue::of_table_streams().enter(Tenant::user(1)).unwrap()
     }
 
     fn header(request_id: &str) -> Option<v1::SetMapHeader> {
@@ -294,7 +295,11 @@ mod tests {
             vec![piece(header(""), entries(0..1), true)],
         ] {
             let started = Instant::now();
-            let received = receive(silent_after(pieces), |_| Ok(9), queue.enter(1).unwrap());
+            let received = receive(
+                silent_after(pieces),
+                |_| Ok(9),
+                queue.enter(Tenant::user(1)).unwrap(),
+            );
             let refused = received.await.unwrap_err();
             assert_eq!(refused.code(), Code::DeadlineExceeded);
             let took = started.elapsed();
@@ -302,7 +307,7 @@ mod tests {
             assert!((SILENCE_LIMIT..late).contains(&took), "{took:?}");
         }
         let again: Vec<_> = (0..TABLE_STREAMS_PER_USER)
-            .map(|_| queue.enter(1))
+            .map(|_| queue.enter(Tenant::user(1)))
             .collect();
         assert!(again.iter().all(Result::is_ok));
     }
@@ -329,7 +334,7 @@ mod tests {
         let mut silent: Vec<_> = (10..)
             .take(2 * TABLE_STREAMS)
             .map(|uid| {
-                let queued = queue.enter(uid).unwrap();
+                let queued = queue.enter(Tenant::user(uid)).unwrap();
                 Box::pin(receive(silent_after(vec![]), |_| Ok(9), queued))
             })
             .collect();
@@ -340,7 +345,7 @@ mod tests {
         let table = vec![piece(header(""), entries(0..1), true)];
         let table = tokio_stream::iter(table.into_iter().map(Ok));
         let started = Instant::now();
-        let received = receive(table, |_| Ok(9), queue.enter(1).unwrap()).await;
+        let received = receive(table, |_| Ok(9), queue.enter(Tenant::user(1)).unwrap()).await;
         assert!(received.is_ok());
         assert_eq!(started.elapsed(), Duration::ZERO);
     }

@@ -9,6 +9,7 @@ use tonic::Code;
 use super::caller::Agent;
 use super::page;
 use crate::offload::yielding;
+use crate::visitor::Need;
 
 const PAGE: usize = 1000;
 const PAGE_MOST: usize = 10_000;
@@ -17,7 +18,7 @@ pub(super) fn translate(
     agent: &Agent,
     request: &v1::TranslateRequest,
 ) -> Result<v1::TranslateResponse, Refusal> {
-    let (domain, _) = agent.domain(&request.domain)?;
+    let (domain, _) = agent.domain(&request.domain, Need::See)?;
     let range = convert::given_range("range", request.range)?;
     let want = convert::perm(request.want)?;
     let (pieces, generation) = domain.core.translate(range, want)?;
@@ -28,7 +29,7 @@ pub(super) fn translate(
 }
 
 pub(super) fn lookup(agent: &Agent, request: &v1::LookupRequest) -> Result<v1::Mapping, Refusal> {
-    let (domain, _) = agent.domain(&request.domain)?;
+    let (domain, _) = agent.domain(&request.domain, Need::See)?;
     let range = convert::given_range("range", request.range)?;
     let found = domain.core.lookup(range).ok_or_else(|| {
         let message = format!("nothing is mapped in {range}");
@@ -41,7 +42,7 @@ pub(super) fn list(
     agent: &Agent,
     request: &v1::ListMappingsRequest,
 ) -> Result<v1::ListMappingsResponse, Refusal> {
-    let (domain, _) = agent.domain(&request.domain)?;
+    let (domain, _) = agent.domain(&request.domain, Need::See)?;
     let owner = match request.session.as_str() {
         "" => None,
         name => Some(parse_session(name)?),

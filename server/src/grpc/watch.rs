@@ -365,6 +365,7 @@ impl Stream for Events {
 mod tests {
     use super::*;
     use crate::registry::{Door, Plan, Principal, Registry};
+    use crate::tenant::Tenant;
     use domain_core::alloc::AllocRequest;
     use domain_core::aperture::ScrubWith;
     use domain_core::coherent::{Allocated, CoherentSpec};
@@ -381,7 +382,7 @@ mod tests {
     const PAGE: u64 = 4096;
     const PAGES: u64 = 4096;
     const OWNER: Principal = Principal {
-        uid: 7,
+        tenant: Tenant { uid: 7, pod: None },
         door: Door::Public,
     };
 
@@ -406,7 +407,7 @@ mod tests {
                 settings: Settings::default(),
                 direct_ranges: Vec::new(),
             };
-            let domain = registry.create(OWNER.uid, plan).unwrap();
+            let domain = registry.create(OWNER.tenant, plan).unwrap();
             domain.core.join(DRIVER, Role::Driver).unwrap();
             Scene {
                 registry,

@@ -27,7 +27,7 @@ use self::turns::Work;
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::size::{self, human};
+use domaind_proto::size::{self, human};
 
 /// Each has a session of its own.
 const THREADS_MOST: u64 = 64;

@@ -13,7 +13,7 @@ use crate::cli::{Format, Global};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Printer;
-use crate::size::human;
+use domaind_proto::size::human;
 
 /// Lines of the picture at most, and how wide its widest is.
 const STEPS: usize = 16;

@@ -17,7 +17,7 @@ use crate::exit::Exit;
 use crate::failure::{Failure, remark};
 use crate::output::{One, Verdict};
 use crate::signals::Signals;
-use crate::size::human;
+use domaind_proto::size::human;
 
 /// Memory that nobody learned of has so long to go away again.
 const TAKE_BACK_LIMIT: Duration = Duration::from_secs(5);

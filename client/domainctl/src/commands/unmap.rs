@@ -12,7 +12,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Verdict;
 use crate::range;
-use crate::size::human;
+use domaind_proto::size::human;
 
 pub(super) async fn unmap(args: Unmap, context: &mut Context) -> Result<Exit, Failure> {
     let target = Target::of(args.words)?;

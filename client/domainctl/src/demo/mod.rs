@@ -44,7 +44,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::Global;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::size;
+use domaind_proto::size;
 
 pub(crate) use self::device::DeviceArgs;
 pub(crate) use self::driver::DriverArgs;

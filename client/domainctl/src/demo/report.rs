@@ -13,7 +13,7 @@ use crate::cli::{Format, Global};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::Printer;
-use crate::size::human;
+use domaind_proto::size::human;
 
 /// The object of `-o json`. Its keys are stable.
 #[derive(Debug, Serialize)]

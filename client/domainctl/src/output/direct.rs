@@ -4,7 +4,7 @@ use domaind_proto::v1;
 
 use super::list::{Row, rows};
 use super::{Style, View, wire_range, word};
-use crate::size::human;
+use domaind_proto::size::human;
 
 /// A mapping just made; also an entry of a table for `set-map`.
 impl Row for v1::DirectMapping {

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::list::{Row, rows};
 use super::{Sheet, Style, View, bare, leases, wire_range, word};
 use crate::range::hex;
-use crate::size::{exact, human};
 use crate::time::{age, utc};
+use domaind_proto::size::{exact, human};
 
 /// Ranges in one cell of a table.
 const RANGES_SHOWN: usize = 2;

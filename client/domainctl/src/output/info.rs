@@ -3,8 +3,8 @@
 use domaind_proto::v1;
 
 use super::{Sheet, Style, View, leases, yes_no};
-use crate::size::exact;
 use crate::time::{age, utc};
+use domaind_proto::size::exact;
 
 impl View for v1::Info {
     fn text(&self, style: &Style) -> String {

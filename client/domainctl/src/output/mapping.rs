@@ -6,7 +6,7 @@ use domaind_proto::v1;
 use super::list::Row;
 use super::{Style, bare, word, yes_no};
 use crate::range::hex;
-use crate::size::human;
+use domaind_proto::size::human;
 
 impl Row for v1::Mapping {
     const PLURAL: &'static str = "mappings";

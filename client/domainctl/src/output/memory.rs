@@ -4,7 +4,7 @@ use domaind_proto::v1;
 
 use super::list::Row;
 use super::{Style, bare, yes_no};
-use crate::size::human;
+use domaind_proto::size::human;
 
 impl Row for v1::Memory {
     const PLURAL: &'static str = "memories";

@@ -22,8 +22,8 @@ use crate::cli::{Format, Global};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::range;
-use crate::size::human;
 use crate::time;
+use domaind_proto::size::human;
 
 pub(crate) use describe::Sheet;
 pub(crate) use domain::DomainSheet;

@@ -4,8 +4,8 @@ use domaind_proto::v1;
 
 use super::list::Row;
 use super::{Sheet, Style, View, bare, leases, word, yes_no};
-use crate::size::{exact, human};
 use crate::time::{age, utc};
+use domaind_proto::size::{exact, human};
 
 impl Row for v1::Session {
     const PLURAL: &'static str = "sessions";

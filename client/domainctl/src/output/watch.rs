@@ -10,7 +10,7 @@ use crate::cli::Format;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::range::hex;
-use crate::size::human;
+use domaind_proto::size::human;
 
 /// One event. Serialises as itself; as JSON in one line, which is how streams of
 /// objects are read.

@@ -21,6 +21,8 @@ pub(super) enum Line<'a> {
         #[serde(serialize_with = "by_name")]
         half: Half,
     },
+    /// All memory behind the apertures has been read, and written as it was.
+    Touched { bytes: u64 },
     /// To the driver: a device has taken a seat.
     Seated { seat: usize, device: &'a str },
     /// To the device: it has taken a seat.
@@ -50,6 +52,7 @@ impl fmt::Display for Line<'_> {
                 session,
                 half,
             } => write!(f, "attached to {domain} as {session}, {}", name(*half)),
+            Line::Touched { bytes } => write!(f, "touched {bytes} bytes"),
             Line::Seated { seat, device } => write!(f, "device {seat} has come: {device}"),
             Line::Sat { seat, driver } => write!(f, "device {seat} of the driver {driver}"),
             Line::Passed {

@@ -9,6 +9,7 @@
 mod device;
 mod driver;
 mod lines;
+mod touch;
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -66,6 +67,9 @@ pub(super) struct HalfArgs {
     /// With --repeat: the pause between passes
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = parse_duration, requires = "repeat")]
     every: Duration,
+    /// First touch every page of the domain's memory, which changes nothing
+    #[arg(long, requires = "role")]
+    touch: bool,
 }
 
 /// Which half.
@@ -222,6 +226,10 @@ impl Actor {
             session: &session.name(),
             half: self.half,
         })?;
+        if self.args.half.touch {
+            let bytes = touch::all(&session).map_err(|error| in_session(error, &session))?;
+            self.tell(&Line::Touched { bytes })?;
+        }
         let played = match self.half {
             Half::Driver => driver::play(self, &session),
             Half::Device => device::play(self, &session),

@@ -1,8 +1,10 @@
-//! Sizes and addresses as people write and read them.
+//! Sizes and addresses as people write and read them, on the command line and in
+//! the configuration file.
 
 /// Why a text is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum SizeError {
+#[allow(missing_docs)] // the messages are the docs
+pub enum SizeError {
     #[error("not a size: write bytes (4096, 0x1000) or whole units (64KiB, 64MiB, 1GiB)")]
     NotASize,
     #[error("a size is a whole number: instead of a fraction, write it in a smaller unit")]
@@ -23,7 +25,7 @@ const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 ///
 /// # Errors
 /// [`SizeError`].
-pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
+pub fn parse(text: &str) -> Result<u64, SizeError> {
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         return digits_of(digits, 16);
     }
@@ -43,7 +45,7 @@ pub(crate) fn parse(text: &str) -> Result<u64, SizeError> {
 ///
 /// # Errors
 /// [`SizeError`]; also for 0, which asks for nothing on the wire.
-pub(crate) fn parse_bound(text: &str) -> Result<u64, SizeError> {
+pub fn parse_bound(text: &str) -> Result<u64, SizeError> {
     match text {
         "none" => Ok(u64::MAX),
         text => match parse(text)? {
@@ -82,7 +84,8 @@ fn factor(unit: &str) -> Result<u64, SizeError> {
 
 /// `64 MiB`; exact if that takes no more than four digits, else with one
 /// decimal.
-pub(crate) fn human(bytes: u64) -> String {
+#[must_use]
+pub fn human(bytes: u64) -> String {
     let exact = (0..UNITS.len()).rev().find(|power| {
         let unit = 1_u64 << (10 * power);
         bytes.is_multiple_of(unit) && (1..10_000).contains(&(bytes / unit))
@@ -103,7 +106,8 @@ fn rounded(bytes: u64) -> String {
 }
 
 /// `64 MiB (67108864 bytes)`, where the exact number matters.
-pub(crate) fn exact(bytes: u64) -> String {
+#[must_use]
+pub fn exact(bytes: u64) -> String {
     match bytes {
         0..1024 => human(bytes),
         _ => format!("{} ({bytes} bytes)", human(bytes)),

@@ -1,0 +1,225 @@
+//! Who comes without a session, and what the policy in force gives them.
+
+use std::sync::Arc;
+
+use domaind_proto::names::DomainId;
+use domaind_proto::v1::Refusal;
+
+use crate::accept::Caller;
+use crate::audit::{self, Decision, Event, Outcome};
+use crate::hosted::Hosted;
+use crate::live::Live;
+use crate::peer::Peer;
+use crate::policy::{Fallback, Policy, Wish};
+use crate::registry::{Door, Missing, Principal, Registry};
+use crate::tenant::Tenant;
+use crate::terms::Terms;
+
+/// Why somebody is let in whom no rule has to let in. No rule has such a name.
+const BY_OWNERSHIP: &str = "(owner)";
+const BY_OFFICE: &str = "(operator)";
+
+/// Somebody at a door, with the terms of the moment when it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Visitor {
+    peer: Arc<Peer>,
+    door: Door,
+    terms: Arc<Terms>,
+}
+
+/// What somebody wants of a domain that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Look at it.
+    See,
+    /// Change or end it, or what is in it.
+    Manage,
+}
+
+/// A domain that somebody may attach to, and by which rule.
+#[derive(Debug)]
+pub(crate) struct Leave {
+    pub(crate) domain: Arc<Hosted>,
+    pub(crate) rule: String,
+}
+
+impl Visitor {
+    /// # Errors
+    /// `PERMISSION_DENIED` for a peer that the kernel does not know well enough.
+    pub(crate) fn new(caller: &Caller, terms: Arc<Terms>) -> Result<Visitor, Refusal> {
+        let visitor = Visitor {
+            peer: Arc::clone(&caller.peer),
+            door: caller.door,
+            terms,
+        };
+        visitor.policy().check_attested(&visitor.peer)?;
+        Ok(visitor)
+    }
+
+    /// Whose quotas and answers are touched.
+    pub(crate) fn principal(&self) -> Principal {
+        Principal {
+            tenant: self.tenant(),
+            door: self.door,
+        }
+    }
+
+    pub(crate) fn tenant(&self) -> Tenant {
+        self.peer.as_ref().into()
+    }
+
+    fn policy(&self) -> &Policy {
+        &self.terms.policy
+    }
+
+    /// May it do all with this domain?
+    pub(crate) fn may_manage(&self, domain: &Hosted) -> bool {
+        self.door == Door::Admin || self.stands_as_owner(domain)
+    }
+
+    /// Whose domain it is may do all with it. Where nothing is given without a
+    /// rule that takes the rule by which it was made, or the configuration file
+    /// that says whose it is.
+    fn stands_as_owner(&self, domain: &Hosted) -> bool {
+        self.tenant() == domain.owner
+            && (domain.declared || self.policy().lets_create(&self.peer, &domain.id))
+    }
+
+    /// May it know that this domain is there?
+    pub(crate) fn may_see(&self, domain: &Hosted) -> bool {
+        self.may_manage(domain) || self.is_near(&domain.id)
+    }
+
+    fn is_near(&self, id: &DomainId) -> bool {
+        self.policy().near(&self.peer, id).next().is_some()
+    }
+
+    /// The domain of a name, for somebody who needs that of it.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` if it is not there, or must not be known to be;
+    /// `PERMISSION_DENIED` for whom the policy denies it.
+    pub(crate) fn domain(
+        &self,
+        registry: &Registry,
+        id: &DomainId,
+        need: Need,
+    ) -> Result<Arc<Hosted>, Refusal> {
+        let found = registry.find(id);
+        let refusal = match found {
+            Some(domain) if self.may(need, &domain) => return Ok(domain),
+            Some(domain) if self.may_see(&domain) => self.policy().no_managing(&self.peer, id),
+            // Nobody is denied what is not there.
+            None if self.knows_names(id) => return Err(Missing::Domain(id.clone()).into()),
+            _ => self.hidden(id),
+        };
+        self.denied(Event::Call, Some(id), &refusal);
+        Err(refusal)
+    }
+
+    /// As [`domain`](Visitor::domain), where nobody is told of a refusal.
+    pub(crate) fn managed(&self, registry: &Registry, id: &DomainId) -> Option<Arc<Hosted>> {
+        registry.find(id).filter(|domain| self.may_manage(domain))
+    }
+
+    fn may(&self, need: Need, domain: &Hosted) -> bool {
+        match need {
+            Need::See => self.may_see(domain),
+            Need::Manage => self.may_manage(domain),
+        }
+    }
+
+    /// May it be told that there is no domain of this name?
+    fn knows_names(&self, id: &DomainId) -> bool {
+        self.door == Door::Admin || self.policy().default == Fallback::Owner || self.is_near(id)
+    }
+
+    /// What is said of a domain that must not be known to be there: the same as
+    /// if it were not.
+    fn hidden(&self, id: &DomainId) -> Refusal {
+        match self.knows_names(id) {
+            true => Missing::Domain(id.clone()).into(),
+            false => self.policy().not_near(&self.peer, id),
+        }
+    }
+
+    /// May it create a domain of this name?
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if not.
+    pub(crate) fn check_create(&self, id: &DomainId) -> Result<(), Refusal> {
+        if self.door == Door::Admin || self.policy().lets_create(&self.peer, id) {
+            return Ok(());
+        }
+        let refusal = self.policy().no_create(&self.peer, id);
+        self.denied(Event::Create, Some(id), &refusal);
+        Err(refusal)
+    }
+
+    /// The domain of a name, for somebody who wants to be that in it. Refusals
+    /// are for the caller to write down.
+    ///
+    /// # Errors
+    /// As [`domain`](Visitor::domain).
+    pub(crate) fn to_attach(
+        &self,
+        registry: &Registry,
+        id: &DomainId,
+        wish: Wish,
+    ) -> Result<Leave, Refusal> {
+        let Some(domain) = registry.find(id) else {
+            return Err(self.hidden(id));
+        };
+        let rule = self.rule_to_attach(&domain, wish)?.to_owned();
+        Ok(Leave { domain, rule })
+    }
+
+    /// By which rule it may be that in a domain.
+    ///
+    /// # Errors
+    /// As [`domain`](Visitor::domain).
+    pub(crate) fn rule_to_attach(&self, domain: &Hosted, wish: Wish) -> Result<&str, Refusal> {
+        if self.door == Door::Admin {
+            return Ok(BY_OFFICE);
+        }
+        if self.stands_as_owner(domain) {
+            return Ok(BY_OWNERSHIP);
+        }
+        match self.policy().lets_attach(&self.peer, &domain.id, wish) {
+            Some(rule) => Ok(&rule.name),
+            None if self.may_see(domain) => {
+                Err(self.policy().no_attach(&self.peer, &domain.id, wish))
+            }
+            None => Err(self.hidden(&domain.id)),
+        }
+    }
+
+    /// A session that has not ended, of a domain that it may manage.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`; `PERMISSION_DENIED` if it may only see it.
+    pub(crate) fn session_to_end(
+        &self,
+        registry: &Registry,
+        session: domain_core::session::SessionId,
+    ) -> Result<Arc<Live>, Refusal> {
+        let live = registry.attached(self, session)?;
+        if self.may_manage(&live.domain) {
+            return Ok(live);
+        }
+        let id = &live.domain.id;
+        let refusal = self.policy().no_managing(&self.peer, id);
+        self.denied(Event::Call, Some(id), &refusal);
+        Err(refusal)
+    }
+
+    fn denied(&self, event: Event, domain: Option<&DomainId>, refusal: &Refusal) {
+        audit::record(&Decision {
+            event,
+            peer: &self.peer,
+            domain,
+            wish: None,
+            outcome: Outcome::Denied(refusal),
+        });
+    }
+}
