@@ -26,10 +26,6 @@ def toml_of(docs):
     return text
 
 
-def number(value):
-    return int(value, 16) if isinstance(value, str) else value
-
-
 def expected(values):
     """What the file has to say, from all values, chart's defaults included."""
     config, policy, example = values["config"], values["policy"], values["clientExample"]
@@ -69,10 +65,6 @@ def domain(given):
     for key, value in given.items():
         if key in ("bounceBytes", "coherentBytes", "granuleBytes", "leaseBytes"):
             value = size(value)
-        elif key in ("iovaLimit", "apertureBase"):
-            value = number(value)
-        elif key in ("reserved", "allowed"):
-            value = [{end: number(at) for end, at in given_range.items()} for given_range in value]
         elif key == "quotas":
             value = domain(value)
         out[snake(key)] = value
