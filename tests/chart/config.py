@@ -16,9 +16,9 @@ def size(value):
 
 
 def memory_needed(max_bytes):
-    """In whole Mi: the regions, a sixteenth, 64Mi; what _sizes.tpl says, said once more."""
+    """In whole Mi, so that the daemon lets regions have all of `max_bytes`: it keeps an eighth of its memory for itself."""
     regions = size(max_bytes)
-    return -(-(regions + regions // 16 + (64 << 20)) // (1 << 20))
+    return -(-max(-(-regions * 8 // 7), regions + (64 << 20)) // (1 << 20))
 
 
 def toml_of(docs):

@@ -175,7 +175,7 @@ def arithmetic(chart):
             yield f"regions.maxBytes {regions}: limit {limit}, not {needed}Mi"
         if f"region_bytes = {config.size(regions)}\n" not in config.toml_of(docs):
             yield f"regions.maxBytes {regions} is not region_bytes {config.size(regions)}"
-    exact = {"regions": {"maxBytes": "1Gi"}, "resources": {"limits": {"memory": "1207959552"}}}
+    exact = {"regions": {"maxBytes": "1Gi"}, "resources": {"limits": {"memory": "1227133514"}}}
     chart.render(exact)
 
 
