@@ -108,8 +108,9 @@ def main() -> int:
 def check_all(node: Node, home: Path, args: argparse.Namespace, report: Report) -> None:
     print(f"containers: {node.version()}; {RUN} of the pods is {home}/run", flush=True)
     chart = Chart(load(EXAMPLES / "client-example/rendered"))
+    metrics_off = Chart(load(EXAMPLES / "metrics-off/rendered"))
     example = Chart(load(EXAMPLES / "sidecar"))
-    node.add_image(args.image, *chart.images(), *example.images())
+    node.add_image(args.image, *chart.images(), *metrics_off.images(), *example.images())
     intruder = home / "intruder.tar"
     images.make(intruder, refusals.INTRUDER_IMAGE, {"/intruder": args.programs / "intruder"}, ["/intruder"])
     node.add_image(intruder, refusals.INTRUDER_IMAGE)
@@ -125,6 +126,7 @@ def check_all(node: Node, home: Path, args: argparse.Namespace, report: Report) 
     report.check("10 prepare-dir", lambda: daemon.prepared(stage))
     report.check("2 two pods share a domain", lambda: sharing.bytes_verified(stage))
     report.check("1 the daemon's probes", lambda: daemon.asked(stage))
+    report.check("12 the chart's test pod", lambda: daemon.test_pod(stage))
     report.check("3 identity of pods", lambda: sharing.identity(stage))
     report.check("4 a pod without a rule", lambda: refusals.strangers(stage))
     report.check("4 another pod of the same user", lambda: refusals.pods_of_one_user(stage))
@@ -136,6 +138,7 @@ def check_all(node: Node, home: Path, args: argparse.Namespace, report: Report) 
     report.check("9 the daemon stops", lambda: daemon.stops(stage))
     report.check("7 budget", lambda: budget.refuses_more_than_its_cgroup_has(stage))
     report.check("9 the small daemon stops", lambda: daemon.stops(stage))
+    report.check("1 probes without HTTP", lambda: daemon.without_http(stage, metrics_off))
     report.check("8 sidecar", lambda: sidecar.serves_its_pod(stage, example))
 
 

@@ -7,12 +7,14 @@ import stat
 import time
 from pathlib import Path
 
-from chart import only_init
+from chart import Chart, only_init
 from minikubelet import cgroups
-from stage import Stage, expect, until_ended, wait
+from stage import Stage, expect, until_ended, until_ready, wait
 
 DAEMON_ID, CLIENT_GID = 65532, 4242
 UID_PREPARE = "0d000000-0000-4000-8000-000000000009"
+UID_TEST = "0d000000-0000-4000-8000-000000000008"
+UID_WITHOUT_HTTP = "0d000000-0000-4000-8000-000000000007"
 
 
 def prepared(stage: Stage) -> str:
@@ -79,6 +81,25 @@ def asked(stage: Stage) -> str:
     expect(set(how) == {"startup", "liveness", "readiness"}, f"there are probes {sorted(how)}")
     expect(daemon.killed_by_probe == [], f"{daemon.killed_by_probe}")
     return ", ".join(f"{kind} by {way}" for kind, way in how.items())
+
+
+def test_pod(stage: Stage) -> str:
+    """What `helm test` runs on the node: from a client's place the daemon answers."""
+    pod = stage.node.run(stage.chart.one("Pod", "-test"), UID_TEST)
+    code, log = until_ended(pod, pod.spec.containers[0].name, 60)
+    stage.node.stop(pod)
+    expect(code == 0, f"it ended with {code}: {log}")
+    return f"exit 0: {' '.join(log.split())}"
+
+
+def without_http(stage: Stage, chart: Chart) -> str:
+    """With metrics off all probes are commands, and it becomes ready by them, and stops."""
+    stage.node.apply(chart.manifests)
+    stage.daemon = stage.node.run(chart.one("DaemonSet"), UID_WITHOUT_HTTP)
+    until_ready(stage.daemon)
+    said = asked(stage)
+    expect("http" not in said, said)
+    return f"{said}; {stops(stage)}"
 
 
 def stops(stage: Stage) -> str:
