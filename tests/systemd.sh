@@ -8,9 +8,9 @@
 #
 #   tests/systemd.sh              everything
 #   tests/systemd.sh STEP...      some of the steps below, for whoever works on one; `installed` comes first
+#   RELEASE=trixie tests/systemd.sh    in another Debian than this machine's, and so with another systemd
 # shellcheck disable=SC2016 # what stands in single quotes is read by apt, dpkg or a shell inside
-set -Eeuo pipefail
-trap 'echo "tests/systemd.sh: line $LINENO: a command has failed" >&2' ERR
+set -euo pipefail
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 for variable in "${!DOMAIND_@}"; do unset "$variable"; done
 
@@ -18,6 +18,7 @@ ci=$PWD/target/ci/systemd
 public=/run/domaind/public
 dropins=/run/systemd/system/domaind.service.d
 run='' nspawn='' init='' memory=''
+failed=''
 verified=0
 
 # In this order, because each finds what those before it have left.
@@ -34,6 +35,7 @@ main() {
     make_base
     prepare
     boot
+    printf 'Debian %s, %s\n' "$release" "$(inside systemctl --version | head -n 1)"
 
     local step
     [[ $# -gt 0 ]] || set -- "${steps[@]}"
@@ -304,8 +306,8 @@ removed() {
     inside dpkg --purge domaind >"$run/remove.log" 2>&1 || fail "dpkg: $(<"$run/remove.log")"
     inside systemctl reset-failed
     local left
-    # dpkg's own books, the cache of the linker and the accounts' files are written by whoever touches them.
-    left=$(comm -13 "$run/before" <(everything) | grep -vE '^/(var/lib/dpkg/|var/cache/|var/log/|etc/\.pwd\.lock)' || true)
+    # dpkg's own books and the journal are nobody's to take away.
+    left=$(comm -13 "$run/before" <(everything) | grep -vE '^/var/(lib/dpkg|log)/' || true)
     same "$left" ""
     same "$(inside systemctl list-unit-files --no-legend 'domaind*')" ""
     same "$(inside getent group domaind-clients | cut -d: -f4)" alice
@@ -333,14 +335,15 @@ make_packages() {
     upgrade=$(deploy/deb --version "$upgrade_version")
 }
 
-# A bare Debian of this machine's release, from where its apt gets it.
+# A bare Debian, of this machine's release unless another one is asked for, from where its apt gets what it installs.
 make_base() {
-    local base=$ci/base release mirror
+    local own mirror
     # shellcheck disable=SC1091 # of the machine
-    release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    own=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    release=${RELEASE:-$own} base=$ci/$release
     [[ ! -e $base/.complete ]] || return 0
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $release" 'Component: main' | head -n 1)
-    [[ -n $mirror ]] || { echo "tests/systemd.sh: apt knows no mirror of $release; apt-get update?" >&2; exit 1; }
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $own" 'Component: main' | head -n 1)
+    [[ -n $mirror ]] || { echo "tests/systemd.sh: apt knows no mirror of $own; apt-get update?" >&2; exit 1; }
     echo "installing Debian $release below target/ci/systemd"
     rm -rf "$base"
     mkdir -p "$ci"
@@ -351,7 +354,7 @@ make_base() {
 
 prepare() {
     run=$(mktemp -d "$ci/run.XXXXXX")
-    cp -a "$ci/base" "$run/root"
+    cp -a "$base" "$run/root"
     cp "$package" "$upgrade" "$run/root/root/"
     # A group of the same name is taken by the package as it is.
     chroot "$run/root" groupadd --system domaind-clients
@@ -421,6 +424,9 @@ end_container() {
 }
 
 finish() {
+    local status=$?
+    # What `fail` has not said already.
+    [[ $status -eq 0 || -n $failed ]] || echo "tests/systemd.sh: ended with status $status after \"ok $verified\"" >&2
     end_container
     [[ -z $run ]] || rm -rf --one-file-system "$run"
 }
@@ -545,7 +551,7 @@ unit_errors() {
 
 # Every file and directory of the container that outlives a boot, and what it runs on.
 everything() {
-    inside find / -xdev ! -path '/proc/*' ! -path '/sys/*' ! -path '/root/*' ! -path '/tmp/*' ! -path '/var/tmp/*' | LC_ALL=C sort
+    inside find / -xdev -ignore_readdir_race ! -path '/proc/*' ! -path '/sys/*' ! -path '/root/*' ! -path '/tmp/*' ! -path '/var/tmp/*' | LC_ALL=C sort
 }
 
 # ---- saying so -------------------------------------------------------------------------------------------------------
@@ -570,6 +576,7 @@ wait_for() {
 }
 
 fail() {
+    failed=yes
     printf 'FAILED  %s\n' "$*" >&2
     if [[ -n $init ]]; then
         echo "the end of the journal:" >&2
