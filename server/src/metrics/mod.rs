@@ -155,11 +155,11 @@ struct Copied {
 
 // Methods, so that closures take the whole of it and not a copy of one field.
 impl Copied {
-    fn to_device(&mut self, bytes: u64) {
+    fn add_to_device(&mut self, bytes: u64) {
         self.to_device += bytes;
     }
 
-    fn from_device(&mut self, bytes: u64) {
+    fn add_from_device(&mut self, bytes: u64) {
         self.from_device += bytes;
     }
 }
@@ -186,7 +186,7 @@ pub(crate) fn mapping<T, E>(
     let mut copied = Copied::default();
     results.zip(specs).map(move |(result, spec)| {
         if result.is_ok() && spec.copies_in() {
-            copied.to_device(spec.len_bytes);
+            copied.add_to_device(spec.len_bytes);
         }
         result
     })
@@ -199,7 +199,7 @@ pub(crate) fn unmapping<E>(
     let mut copied = Copied::default();
     results.inspect(move |result| {
         if let Ok(bytes) = result {
-            copied.from_device(*bytes);
+            copied.add_from_device(*bytes);
         }
     })
 }
@@ -212,8 +212,8 @@ pub(crate) fn syncing<E>(
     let mut copied = Copied::default();
     results.zip(specs).map(move |(result, spec)| {
         match (&result, spec.target) {
-            (Ok(()), SyncTarget::ForDevice) => copied.to_device(spec.len_bytes),
-            (Ok(()), SyncTarget::ForCpu) => copied.from_device(spec.len_bytes),
+            (Ok(()), SyncTarget::ForDevice) => copied.add_to_device(spec.len_bytes),
+            (Ok(()), SyncTarget::ForCpu) => copied.add_from_device(spec.len_bytes),
             (Err(_), _) => {}
         }
         result
