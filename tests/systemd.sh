@@ -9,7 +9,8 @@
 #   tests/systemd.sh              everything
 #   tests/systemd.sh STEP...      some of the steps below, for whoever works on one; `installed` comes first
 # shellcheck disable=SC2016 # what stands in single quotes is read by apt, dpkg or a shell inside
-set -euo pipefail
+set -Eeuo pipefail
+trap 'echo "tests/systemd.sh: line $LINENO: a command has failed" >&2' ERR
 cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.."
 for variable in "${!DOMAIND_@}"; do unset "$variable"; done
 
@@ -126,7 +127,8 @@ clients_have_units() {
     start_mover mover
     inside domainctl --admin get sessions -o wide >"$run/out"
     grep -q '\bmover\.service\b' "$run/out" || fail "no session of mover.service: $(<"$run/out")"
-    inside domainctl --admin get sessions -o json | grep -q '"unit": *"mover.service"' || fail "peer.unit is not in the JSON"
+    inside domainctl --admin get sessions -o json >"$run/out"
+    grep -q '"unit": *"mover.service"' "$run/out" || fail "peer.unit is not in the JSON: $(<"$run/out")"
     verified "get sessions -o wide names the unit of a client: mover.service"
     stop_mover mover
 }
@@ -148,7 +150,7 @@ reloaded() {
     same "$(property MainPID)" "$pid"
     config_with
     reload
-    as alice domainctl get domains -o name | grep -q disk-0 || fail "disk-0 is gone after the reloads"
+    as alice domainctl get domain disk-0 >"$run/out" 2>&1 || fail "disk-0 is gone after the reloads: $(<"$run/out")"
     verified "systemctl reload changes the policy both ways, keeps domains and process, and survives a broken file"
 }
 
@@ -184,9 +186,10 @@ watched() {
     pid=$(property MainPID) restarts=$(property NRestarts)
     sleep 5
     same "$(property MainPID)" "$pid"
-    inside kill -STOP "$pid"
+    signal STOP "$pid"
     wait_for 15 "the watchdog to kill the daemon" other_process "$pid"
-    daemon_journal | grep -q 'Watchdog timeout (limit 2s)!' || fail "another process, and not because of the watchdog"
+    daemon_journal >"$run/out"
+    grep -q 'Watchdog timeout (limit 2s)!' "$run/out" || fail "another process, and not because of the watchdog"
     as alice domainctl get domains >"$run/out" 2>&1 || fail "after the watchdog: $(<"$run/out")"
     [[ $(property NRestarts) -gt $restarts ]] || fail "systemd has not counted a restart"
     drop_in watchdog
@@ -197,7 +200,7 @@ killed() {
     local pid began
     inside systemctl restart domaind.service
     pid=$(property MainPID)
-    inside kill -KILL "$pid"
+    signal KILL "$pid"
     began=$(date +%s%N)
     as alice domainctl get domains >"$run/out" 2>&1 || fail "after SIGKILL: $(<"$run/out")"
     verified "killed (SIGKILL) it is started again: who connects at once is served after $((($(date +%s%N) - began) / 1000000)) ms"
@@ -227,7 +230,8 @@ measured() {
     inside systemctl restart domaind.service
     http /livez >"$run/out"
     head -n 1 "$run/out" | grep -q '^HTTP/1.1 200' || fail "/livez: $(<"$run/out")"
-    http /metrics | grep -q '^domaind_build_info{' || fail "/metrics has no domaind_build_info"
+    http /metrics >"$run/out"
+    grep -q '^domaind_build_info{' "$run/out" || fail "/metrics has no domaind_build_info: $(<"$run/out")"
     inside rm /etc/systemd/system/domaind.service.d/metrics.conf
     inside rmdir /etc/systemd/system/domaind.service.d
     inside systemctl daemon-reload
@@ -492,6 +496,11 @@ in_state() {
 
 property() {
     inside systemctl show --value --property="$1" domaind.service
+}
+
+# signal NAME PID. There is no /bin/kill in a bare Debian.
+signal() {
+    inside sh -c 'kill -"$1" "$2"' - "$@"
 }
 
 other_process() {

@@ -48,6 +48,18 @@ pub struct MapSpec {
 }
 
 impl MapSpec {
+    /// Are the buffer's bytes copied in when it is mapped?
+    #[must_use]
+    pub fn copies_in(&self) -> bool {
+        copies_in(self.direction, self.preserve, self.skip_sync)
+    }
+}
+
+fn copies_in(direction: Direction, preserve: bool, skip_sync: bool) -> bool {
+    !skip_sync && (direction.copies_in() || preserve)
+}
+
+impl MapSpec {
     /// A buffer with nothing special about it.
     #[must_use]
     pub fn new(memory: MemoryId, offset: u64, len_bytes: u64, direction: Direction) -> MapSpec {
@@ -242,7 +254,7 @@ impl Bounce {
         granules: IovaRange,
         visible: IovaRange,
     ) -> Result<(), MapError> {
-        if self.skip_sync || !(self.direction.copies_in() || self.preserve) {
+        if !copies_in(self.direction, self.preserve, self.skip_sync) {
             aperture.zero(granules);
             return Ok(());
         }

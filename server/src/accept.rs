@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
 use crate::features::Features;
+use crate::metrics::COUNTS;
 use crate::peer::Peer;
 use crate::registry::Door;
 use crate::rights::pass_fds;
@@ -55,9 +56,12 @@ pub(crate) struct Caller {
 
 /// The calls of one connection, counted. Clones share the counts.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Calls {
-    begun: Arc<AtomicU64>,
-    answered: Arc<AtomicU64>,
+pub(crate) struct Calls(Arc<CallCounts>);
+
+#[derive(Debug, Default)]
+struct CallCounts {
+    begun: AtomicU64,
+    answered: AtomicU64,
 }
 
 /// A call until it is answered, or given up. A stream is answered when it begins.
@@ -138,6 +142,7 @@ impl Acceptor {
             }
         };
         let Some(seat) = self.seats.take(peer.as_ref().into()) else {
+            COUNTS.seats_refused.count();
             tracing::info!(%peer, limit = self.seats.per_user, "too many connections of one user");
             return None;
         };
@@ -227,20 +232,24 @@ impl Drop for Seat {
 impl Calls {
     /// Counts one that begins.
     pub(crate) fn begin(&self) -> UnderWay {
-        self.begun.fetch_add(1, SeqCst);
+        self.0.begun.fetch_add(1, SeqCst);
         UnderWay(self.clone())
+    }
+
+    fn answered(&self) -> u64 {
+        self.0.answered.load(SeqCst)
     }
 
     /// How many were answered; `None` while one is under way.
     fn all_answered(&self) -> Option<u64> {
-        let answered = self.answered.load(SeqCst);
-        (self.begun.load(SeqCst) == answered).then_some(answered)
+        let answered = self.answered();
+        (self.0.begun.load(SeqCst) == answered).then_some(answered)
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.answered.fetch_add(1, SeqCst);
+        self.0.0.answered.fetch_add(1, SeqCst);
     }
 }
 
@@ -248,7 +257,7 @@ impl Parting {
     fn new(calls: &Calls) -> Parting {
         Parting {
             limit: Box::pin(tokio::time::sleep(PARTING_LIMIT)),
-            answered: calls.answered.load(SeqCst),
+            answered: calls.answered(),
         }
     }
 
@@ -260,7 +269,7 @@ impl Parting {
             if calls.all_answered() == Some(self.answered) {
                 return Poll::Ready(());
             }
-            self.answered = calls.answered.load(SeqCst);
+            self.answered = calls.answered();
             self.renew();
         }
     }

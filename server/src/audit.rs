@@ -1,11 +1,12 @@
 //! The one place where it is written down who was let in and who was not.
 //!
-//! One line at INFO for each decision, with the target `domaind::audit`. Whoever
-//! wants to count decisions counts them in [`record`].
+//! One line at INFO for each decision, with the target `domaind::audit`, and
+//! one more in the metrics.
 
 use domaind_proto::names::DomainId;
 use domaind_proto::v1::Refusal;
 
+use crate::metrics::COUNTS;
 use crate::peer::Peer;
 use crate::policy::{Wish, access_word, role_word};
 
@@ -51,7 +52,7 @@ impl Event {
     }
 }
 
-/// Writes a decision down.
+/// Counts a decision and writes it down.
 pub(crate) fn record(decision: &Decision<'_>) {
     let Decision {
         event,
@@ -60,6 +61,14 @@ pub(crate) fn record(decision: &Decision<'_>) {
         wish,
         outcome,
     } = decision;
+    match (event, outcome) {
+        (Event::Attach, Outcome::Granted { .. }) => COUNTS.attached.count(),
+        (Event::Attach, Outcome::Denied(_)) => COUNTS.not_attached.count(),
+        (Event::Create | Event::Call, _) => {}
+    }
+    if let Outcome::Denied(refusal) = outcome {
+        COUNTS.denied(refusal);
+    }
     let event = event.word();
     let (result, reason, rule, session) = match outcome {
         Outcome::Granted { rule, session } => ("granted", None, Some(*rule), Some(*session)),

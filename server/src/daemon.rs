@@ -107,7 +107,7 @@ impl Daemon {
         }
         let pulse = Arc::new(Pulse::new(Arc::clone(&registry)));
         let beating = tokio::spawn(Arc::clone(&pulse).go_on());
-        let probes = Arc::new(Probes::new(Arc::clone(&pulse)));
+        let probes = Arc::new(Probes::new(Arc::clone(&pulse), Arc::clone(&registry)));
         let http = Http::start(
             &config.metrics_listen,
             &config.runtime_dir.public(),

@@ -31,6 +31,7 @@ use tonic::Code;
 use crate::accept::{Acceptor, Caller, Connection};
 use crate::audit::{self, Decision, Event, Outcome};
 use crate::live::{Live, Wants};
+use crate::metrics::COUNTS;
 use crate::offload::off_worker;
 use crate::peer::Peer;
 use crate::policy::{Policy, Wish};
@@ -678,7 +679,12 @@ async fn send(
     )
     .await;
     match sent {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(())) => {
+            if fd.is_some() {
+                COUNTS.fds_passed.count();
+            }
+            Ok(())
+        }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a client that cannot be answered");
             Err(Over::Closed)

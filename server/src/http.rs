@@ -19,7 +19,7 @@ use std::thread;
 use std::time::Duration;
 
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -105,7 +105,7 @@ pub(crate) struct Page {
 /// What is to be had.
 pub(crate) trait Pages: Send + Sync + 'static {
     /// `None`: there is no such path.
-    fn page(&self, path: &str) -> Option<Page>;
+    fn page(&self, path: &str, headers: &HeaderMap) -> Option<Page>;
 }
 
 /// Answers until it is dropped.
@@ -245,7 +245,7 @@ fn answer<B>(pages: &dyn Pages, request: &Request<B>, has_body: bool) -> Respons
         text: format!("{text}\n"),
     };
     let is_read = [Method::GET, Method::HEAD].contains(request.method());
-    let page = match pages.page(request.uri().path()) {
+    let page = match pages.page(request.uri().path(), request.headers()) {
         None => says(StatusCode::NOT_FOUND, "there is no such path"),
         Some(_) if !is_read => says(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD"),
         Some(_) if has_body => says(StatusCode::PAYLOAD_TOO_LARGE, "no body is taken"),
@@ -334,7 +334,7 @@ mod tests {
     struct One;
 
     impl Pages for One {
-        fn page(&self, path: &str) -> Option<Page> {
+        fn page(&self, path: &str, _: &HeaderMap) -> Option<Page> {
             (path == "/one").then(|| Page {
                 status: StatusCode::OK,
                 content_type: "text/plain",

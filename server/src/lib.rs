@@ -14,6 +14,7 @@
 //! | [`pulse`] | whether the daemon lives |
 //! | [`http`] | requests for probes and metrics, on a thread of their own |
 //! | `probes` | what probes are told |
+//! | `metrics` | what is counted, and how it is told |
 //! | `sockets` | the runtime directory, and sockets that replace one another |
 //! | `peer` | who is at the other end, as the kernel says |
 //! | `placement` | where a process runs: pod and container, or systemd unit |
@@ -55,6 +56,7 @@ mod hosted;
 pub mod http;
 mod live;
 pub mod logging;
+mod metrics;
 mod offload;
 pub mod passed;
 mod peer;

@@ -1,4 +1,5 @@
-//! What probes are told: whether the daemon lives, and whether it serves.
+//! What probes are told: whether the daemon lives, and whether it serves; and
+//! what scrapers are.
 //!
 //! A daemon that is killed costs everybody their sessions; one that is slow costs
 //! time. So it lives as long as the runtime that serves beats, whatever clients
@@ -9,10 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::header::ACCEPT;
+use http::{HeaderMap, StatusCode};
 
 use crate::http::{Page, Pages};
+use crate::metrics::{Exposition, Form};
 use crate::pulse::Pulse;
+use crate::registry::Registry;
 
 /// A runtime that has not beaten for so long is stuck.
 const PULSE_LIMIT: Duration = Duration::from_secs(10);
@@ -33,11 +37,13 @@ pub(crate) struct Probes {
     pulse: Arc<Pulse>,
     /// A [`Stage`].
     stage: AtomicU8,
+    exposition: Exposition,
 }
 
 impl Probes {
-    pub(crate) fn new(pulse: Arc<Pulse>) -> Probes {
+    pub(crate) fn new(pulse: Arc<Pulse>, registry: Arc<Registry>) -> Probes {
         Probes {
+            exposition: Exposition::new(registry),
             pulse,
             stage: AtomicU8::new(Stage::Starting as u8),
         }
@@ -45,6 +51,19 @@ impl Probes {
 
     pub(crate) fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
+    fn metrics(&self, headers: &HeaderMap) -> Page {
+        let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+        let form = Form::accepted(accept.unwrap_or_default());
+        match self.exposition.text(form) {
+            Ok(text) => Page {
+                status: StatusCode::OK,
+                content_type: form.content_type(),
+                text,
+            },
+            Err(error) => said(StatusCode::INTERNAL_SERVER_ERROR, format_args!("{error}")),
+        }
     }
 
     fn stage(&self) -> Stage {
@@ -57,10 +76,11 @@ impl Probes {
 }
 
 impl Pages for Probes {
-    fn page(&self, path: &str) -> Option<Page> {
+    fn page(&self, path: &str, headers: &HeaderMap) -> Option<Page> {
         match path {
             "/livez" => Some(alive(self.pulse.age())),
             "/readyz" => Some(ready(self.stage())),
+            "/metrics" => Some(self.metrics(headers)),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use domain_core::Domain;
 use domain_core::addr::IovaRange;
 use domain_core::aperture::ScrubWith;
 use domain_core::domain::{self, Close, InUse, Listener, Quarantined, Settings, Usage};
-use domain_core::layout::Layout;
+use domain_core::layout::{ApertureKind, Layout};
 use domain_core::lease::LeaseTally;
 use domain_core::limits::{DOMAINS, DOMAINS_PER_OWNER};
 use domain_core::region::{Access, RegionError};
@@ -153,6 +153,34 @@ pub(crate) struct Totals {
     pub(crate) quarantined: Quarantined,
     pub(crate) fenced: usize,
     pub(crate) watchers: usize,
+}
+
+/// Everything that there is, for whoever scrapes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stock {
+    pub(crate) totals: Totals,
+    pub(crate) drivers: usize,
+    pub(crate) devices: usize,
+    /// Sessions that have ended and are not proven to be gone.
+    pub(crate) ghosts: usize,
+    /// Of the domains that are there, by kind.
+    pub(crate) regions: [(&'static str, RegionTally); 3],
+}
+
+/// Regions of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RegionTally {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+}
+
+impl RegionTally {
+    fn plus(self, bytes: Option<u64>) -> RegionTally {
+        bytes.map_or(self, |bytes| RegionTally {
+            count: self.count + 1,
+            bytes: self.bytes.saturating_add(bytes),
+        })
+    }
 }
 
 impl Registry {
@@ -414,6 +442,45 @@ impl Registry {
         Census {
             domains: tables.domains.len(),
             sessions: tables.sessions.len(),
+        }
+    }
+
+    pub(crate) fn stock(&self) -> Stock {
+        let (domains, drivers, devices, ghosts) = {
+            let tables = self.read();
+            let of = |role| {
+                tables
+                    .sessions
+                    .values()
+                    .filter(move |live| live.role == role)
+            };
+            (
+                tables.domains.values().cloned().collect::<Vec<_>>(),
+                of(Role::Driver).count(),
+                of(Role::Device).count(),
+                tables.ghosts.len(),
+            )
+        };
+        let regions = |bytes: &dyn Fn(&Domain) -> Option<u64>| {
+            let cores = domains.iter().map(|domain| bytes(&domain.core));
+            cores.fold(RegionTally::default(), RegionTally::plus)
+        };
+        let aperture = |kind| {
+            move |core: &Domain| {
+                core.aperture(kind)
+                    .and_then(|found| found.range().len_bytes())
+            }
+        };
+        Stock {
+            drivers,
+            devices,
+            ghosts,
+            regions: [
+                ("bounce", regions(&aperture(ApertureKind::Bounce))),
+                ("coherent", regions(&aperture(ApertureKind::Coherent))),
+                ("table", regions(&|core| Some(core.usage().table_bytes))),
+            ],
+            totals: self.totals(),
         }
     }
 

@@ -90,6 +90,7 @@ def check_case(report, chart, case, args):
     report.check(f"{name}: memory", promises.memory(docs, values))
     report.check(f"{name}: selectors", promises.selectors(docs))
     report.check(f"{name}: traffic", promises.network(docs, values))
+    report.check(f"{name}: PodMonitor", promises.monitor(docs, values))
     report.check(f"{name}: accounts without rights or tokens", promises.accounts(docs, values))
     if values["clientExample"]["enabled"]:
         report.check(f"{name}: two pods share a domain", promises.example(docs, values))

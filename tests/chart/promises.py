@@ -100,6 +100,23 @@ def network(docs, values):
     yield from selects_the_daemon_only(policy["metadata"]["name"], spec["podSelector"]["matchLabels"], docs)
 
 
+def monitor(docs, values):
+    """Where the operator looks, with the labels by which it finds it, and looking where the pods are."""
+    given = values["metrics"]["podMonitor"]
+    for doc in of_kind(docs, "PodMonitor"):
+        here = one(docs, "DaemonSet")["metadata"]["namespace"]
+        meta, spec = doc["metadata"], doc["spec"]
+        if meta["namespace"] != (given["namespace"] or here):
+            yield f"it is in namespace {meta['namespace']}"
+        if not given["labels"].items() <= meta["labels"].items():
+            yield f"labels {meta['labels']}"
+        if spec["namespaceSelector"] != {"matchNames": [here]}:
+            yield f"it looks in {spec['namespaceSelector']}"
+        yield from selects_the_daemon_only("it", spec["selector"]["matchLabels"], docs)
+    if len(of_kind(docs, "PodMonitor")) != int(given["enabled"]):
+        yield f"there are {len(of_kind(docs, 'PodMonitor'))}"
+
+
 def selects_the_daemon_only(name, wanted, docs):
     for pod, meta, _ in pods(docs):
         is_selected = wanted.items() <= meta["labels"].items()
@@ -114,8 +131,6 @@ def selectors(docs):
     if labels.keys() != wanted:
         yield f"the selector is {labels}"
     yield from selects_the_daemon_only("the DaemonSet", labels, docs)
-    for monitor in of_kind(docs, "PodMonitor"):
-        yield from selects_the_daemon_only("the PodMonitor", monitor["spec"]["selector"]["matchLabels"], docs)
     for deployment in of_kind(docs, "Deployment"):
         if not deployment["spec"]["selector"]["matchLabels"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items():
             yield f"{deployment['metadata']['name']} does not select its own pods"
@@ -160,7 +175,7 @@ def arithmetic(chart):
             yield f"regions.maxBytes {regions}: limit {limit}, not {needed}Mi"
         if f"region_bytes = {config.size(regions)}\n" not in config.toml_of(docs):
             yield f"regions.maxBytes {regions} is not region_bytes {config.size(regions)}"
-    exact = {"regions": {"maxBytes": "1Gi"}, "resources": {"limits": {"memory": "1207959552"}}}
+    exact = {"regions": {"maxBytes": "1Gi"}, "resources": {"limits": {"memory": "1227133514"}}}
     chart.render(exact)
 
 

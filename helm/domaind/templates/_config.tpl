@@ -24,8 +24,8 @@ written as JSON, whose escapes TOML has, too. */}}
 {{- toYaml $rules -}}
 {{- end -}}
 
-{{/* One value as TOML. Call with (list $value "kind"), where kind is string, bool, int, bytes or range; a list of such
-becomes an array. */}}
+{{/* One value as TOML. Call with (list $value "kind"), where kind is string, bool, bytes or int, which may also be a
+string as the daemon reads it ("0x1000"); a list of such becomes an array. */}}
 {{- define "domaind.tomlValue" -}}
 {{- $value := index . 0 -}}
 {{- $kind := index . 1 -}}
@@ -33,11 +33,8 @@ becomes an array. */}}
 {{- $items := list -}}
 {{- range $value -}}{{- $items = append $items (include "domaind.tomlValue" (list . $kind)) -}}{{- end -}}
 {{- printf "[%s]" (join ", " $items) -}}
-{{- else if eq $kind "range" -}}
-{{- printf "{ start = %s, last = %s }" (include "domaind.tomlValue" (list $value.start "int")) (include "domaind.tomlValue" (list $value.last "int")) -}}
 {{- else if eq $kind "bytes" -}}{{- include "domaind.bytes" $value -}}
-{{- else if and (eq $kind "int") (kindIs "string" $value) -}}{{- $value -}}
-{{- else if eq $kind "int" -}}{{- printf "%d" (int64 $value) -}}
+{{- else if and (eq $kind "int") (not (kindIs "string" $value)) -}}{{- printf "%d" (int64 $value) -}}
 {{- else -}}{{- toJson $value -}}
 {{- end -}}
 {{- end -}}
@@ -102,7 +99,7 @@ allow_unattested = {{ eq .Values.identity.mode "uid" }}
 {{ include "domaind.toml" (list $domain (list
   "name name string" "bounceBytes bounce_bytes bytes" "coherentBytes coherent_bytes bytes"
   "iovaLimit iova_limit int" "apertureBase aperture_base int" "granuleBytes granule_bytes bytes"
-  "backing backing string" "scrub scrub string" "reserved reserved range" "allowed allowed range"
+  "backing backing string" "scrub scrub string" "reserved reserved string" "allowed allowed string"
   "ownerUid owner_uid int")) }}
 {{- with $domain.quotas }}
 

@@ -11,12 +11,12 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Bytes that the daemon's container needs for so many bytes of regions: the regions, a sixteenth of them for page
-tables, their index and the records of what is mapped, and 64 MiB for the daemon and what probes start in its
-container. */}}
+{{/* Bytes that the daemon's container needs for so many bytes of regions: the regions and a seventh of them, or 64 MiB if
+that is more. The daemon itself keeps an eighth of its memory free of regions, so that it is never killed for them; with
+less than this regions.maxBytes would be a promise that it cannot keep. */}}
 {{- define "domaind.memoryNeeded" -}}
 {{- $regions := include "domaind.bytes" .Values.regions.maxBytes | int64 -}}
-{{- add $regions (div $regions 16) 67108864 -}}
+{{- add $regions (max (div (add $regions 6) 7) 67108864) -}}
 {{- end -}}
 
 {{/* The memory limit of the daemon's container, as it is written into the pod. */}}
@@ -25,7 +25,7 @@ container. */}}
 {{- with .Values.resources.limits.memory -}}
 {{- $given := include "domaind.bytes" . | int64 -}}
 {{- if lt $given $needed -}}
-{{- fail (printf "resources.limits.memory is %v (%d bytes), but regions.maxBytes %v needs %d bytes (itself, a sixteenth of it, and 64Mi): raise the one, lower the other, or leave resources.limits.memory empty" . $given $.Values.regions.maxBytes $needed) -}}
+{{- fail (printf "resources.limits.memory is %v (%d bytes), but regions.maxBytes %v needs %d bytes (itself, and a seventh of it or 64Mi, whichever is more): raise the one, lower the other, or leave resources.limits.memory empty" . $given $.Values.regions.maxBytes $needed) -}}
 {{- end -}}
 {{- . -}}
 {{- else -}}

@@ -11,6 +11,7 @@ use super::batch;
 use super::caller::Agent;
 use crate::crew::Copiers;
 use crate::live::Live;
+use crate::metrics;
 use crate::offload::copying;
 use crate::visitor::Need;
 
@@ -22,7 +23,7 @@ pub(super) fn map(session: &Live, request: &v1::MapRequest) -> Result<v1::MapRes
     let results = batch::run(entries, *partial, convert::map_spec, |specs, mode| {
         let mut desk = Desk::default();
         let mapped = core.map_at(&mut desk, session.id, specs, mode, Copiers::shared());
-        mapped.map(Iterator::collect)
+        mapped.map(|mapped| metrics::mapping(specs, mapped).collect())
     })?;
     let results = results.map(|outcome| v1::MapResult {
         outcome: Some(outcome.into()),
@@ -44,7 +45,7 @@ pub(super) fn unmap(
     let results = batch::run(entries, *partial, parse, |specs, mode| {
         let mut desk = Desk::default();
         let ended = core.unmap_at(&mut desk, session.id, specs, mode, Copiers::shared());
-        ended.map(Iterator::collect)
+        ended.map(|ended| metrics::unmapping(ended).collect())
     })?;
     let results = results.map(v1::UnmapResult::from).collect();
     Ok(v1::UnmapResponse { results })
@@ -57,7 +58,8 @@ pub(super) fn sync(session: &Live, request: &v1::SyncRequest) -> Result<v1::Sync
     let bytes = total(entries.iter().map(|entry| entry.len_bytes));
     let core = &session.domain.core;
     let results = batch::run(entries, *partial, convert::sync_spec, |specs, mode| {
-        copying(bytes, || core.sync(session.id, specs, mode))
+        let synced = copying(bytes, || core.sync(session.id, specs, mode))?;
+        Ok(metrics::syncing(specs, synced.into_iter()).collect())
     })?;
     let results = results.map(|outcome| v1::SyncResult {
         refusal: outcome.err(),

@@ -11,6 +11,7 @@ use tonic::{Code, Request};
 use crate::accept::Caller;
 use crate::hosted::Hosted;
 use crate::live::{Live, Token};
+use crate::metrics::COUNTS;
 use crate::peer::Peer;
 use crate::registry::{Missing, Registry};
 use crate::replay::{Fingerprint, Repeatable, Turn};
@@ -20,7 +21,7 @@ use crate::visitor::{Need, Visitor};
 
 /// Who makes the request, without a session.
 pub(crate) fn visitor<T>(request: &Request<T>, terms: &InForce) -> Result<Visitor, Refusal> {
-    Visitor::new(caller(request), terms.get())
+    Visitor::new(caller(request), terms.get()).inspect_err(|refusal| COUNTS.denied(refusal))
 }
 
 /// The session that the request is made for. Its policy was asked when it was
@@ -31,12 +32,14 @@ pub(crate) fn session<T>(
     terms: &InForce,
 ) -> Result<Arc<Live>, Refusal> {
     let peer = &caller(request).peer;
-    let found = session_of(request, peer, registry);
-    // Who may do nothing here shall hear that first.
-    if found.is_err() && !peer.is_attested() {
-        terms.get().policy.check_attested(peer)?;
-    }
-    found
+    let found = session_of(request, peer, registry).or_else(|refusal| {
+        // Who may do nothing here shall hear that first.
+        if !peer.is_attested() {
+            terms.get().policy.check_attested(peer)?;
+        }
+        Err(refusal)
+    });
+    found.inspect_err(|refusal| COUNTS.denied(refusal))
 }
 
 fn session_of<T>(

@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use domain_core::domain::Desk;
 use domain_core::session::{Denied, Removal, Role, SessionId};
@@ -29,6 +30,7 @@ use super::room;
 use super::watch::stopping;
 use crate::crew::Copiers;
 use crate::live::{End, Live};
+use crate::metrics::{self, COUNTS};
 use crate::offload::{bug, copying};
 use crate::registry::Registry;
 use crate::streams::{Open, Piping};
@@ -66,6 +68,8 @@ pub(crate) struct Pipeline<R> {
     /// The batch that has to wait, for its turn or for room.
     waiting: Option<Waiting>,
     lanes: Lanes,
+    /// When the last batch was taken.
+    taken: Instant,
     is_over: bool,
     _open: Open<Piping>,
 }
@@ -94,6 +98,7 @@ impl<R> Pipeline<R> {
             end: Box::pin(end(stop, session.end.clone(), session.id)),
             waiting: None,
             lanes: Lanes::default(),
+            taken: Instant::now(),
             is_over: false,
             _open: open,
         }
@@ -170,6 +175,7 @@ where
 
     /// Does a batch at once; `None` if it has to wait.
     fn begin(&mut self, request: v1::PipelineRequest, cx: &mut Context<'_>) -> Option<Answer> {
+        self.taken = Instant::now();
         let Some(session) = self.session.upgrade() else {
             let session = self.id;
             return Some(Err(Refusal::from(Denied::SessionEnded { session }).into()));
@@ -214,6 +220,7 @@ where
         cx: &mut Context<'_>,
     ) -> Answer {
         let operation = request.operation;
+        COUNTS.batch(operation, self.taken.elapsed(), outcome.is_ok());
         give_back(request);
         match outcome {
             Ok(response) => {
@@ -323,17 +330,20 @@ impl Lanes {
             Map => {
                 batch.read(maps, refused)?;
                 let mapped = core.map_at(desk, id, maps, mode, Copiers::shared())?;
+                let mapped = metrics::mapping(maps, mapped);
                 Ok(answered::<MapSpec, _>(&batch, refused, mapped))
             }
             Unmap => {
                 batch.read(unmaps, refused)?;
                 let copied = core.unmap_at(desk, id, unmaps, mode, Copiers::shared())?;
+                let copied = metrics::unmapping(copied);
                 Ok(answered::<UnmapSpec, _>(&batch, refused, copied))
             }
             Sync => {
                 batch.read(syncs, refused)?;
                 let bytes = total(syncs.iter().map(|spec| spec.len_bytes));
                 let synced = copying(bytes, || core.sync_at(desk, id, syncs, mode))?;
+                let synced = metrics::syncing(syncs, synced);
                 Ok(answered::<SyncSpec, _>(&batch, refused, synced))
             }
             Unspecified => unreachable!("refused when the batch was read"),

@@ -1,16 +1,18 @@
 //! Calls under way, counted with their connection: a daemon that stops waits for
-//! them, and not for whoever never reads the answers.
+//! them, and not for whoever never reads the answers. Metrics count them here, too:
+//! in the outermost layer, which sees what every other one has answered.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use http::Request;
+use http::{Request, Response};
 use tower::{Layer, Service};
 
 use crate::accept::Caller;
+use crate::metrics::Call;
 
-/// Counts each call from when it begins until it is answered.
+/// Counts each call from when it begins until it is answered, and measures it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct UnderWayLayer;
 
@@ -27,9 +29,9 @@ impl<S> Layer<S> for UnderWayLayer {
     }
 }
 
-impl<S, B> Service<Request<B>> for Counted<S>
+impl<S, B, R> Service<Request<B>> for Counted<S>
 where
-    S: Service<Request<B>>,
+    S: Service<Request<B>, Response = Response<R>>,
     S::Future: Send + 'static,
 {
     type Response = S::Response;
@@ -43,10 +45,14 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let caller = request.extensions().get::<Caller>();
         let under_way = caller.map(|caller| caller.calls.begin());
+        let mut counted = Call::begin(request.uri().path());
         let call = self.inner.call(request);
         Box::pin(async move {
             let answered = call.await;
-            drop(under_way);
+            if let Ok(response) = &answered {
+                counted.answered(response);
+            }
+            drop((counted, under_way));
             answered
         })
     }
