@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chart import Chart, load
-from checks import budget, daemon, refusals, sharing, sidecar
+from checks import budget, daemon, kubelet, refusals, sharing, sidecar
 from minikubelet import images
 from minikubelet.node import Node
 from stage import RUN, Stage, expect, free_port, is_taken, until_ready
@@ -114,6 +114,7 @@ def check_all(node: Node, home: Path, args: argparse.Namespace, report: Report) 
     chart = Chart(load(EXAMPLES / "client-example/rendered"))
     metrics_off = Chart(load(EXAMPLES / "metrics-off/rendered"))
     example = Chart(load(EXAMPLES / "sidecar"))
+    report.check("0 the mini-kubelet is strict", lambda: kubelet.is_strict([chart, metrics_off, example]))
     node.add_image(args.image, *chart.images(), *metrics_off.images(), *example.images())
     intruder = home / "intruder.tar"
     images.make(intruder, refusals.INTRUDER_IMAGE, {"/intruder": args.programs / "intruder"}, ["/intruder"])
