@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import shutil
 import signal
 import sys
@@ -13,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chart import Chart, load
-from checks import budget, daemon, refusals, sharing, sidecar
+from checks import budget, daemon, kubelet, refusals, sharing, sidecar
 from minikubelet import images
 from minikubelet.node import Node
 from stage import RUN, Stage, expect, free_port, is_taken, until_ready
@@ -21,6 +23,7 @@ from stage import RUN, Stage, expect, free_port, is_taken, until_ready
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "helm/domaind/examples"
 METRICS_PORT = 9464
+ORPHANS_LIMIT_S = 5
 UID_DAEMON = "0d000000-0000-4000-8000-000000000001"
 UID_DRIVER = "0a000000-0000-4000-8000-000000000001"
 UID_DEVICE = "0a000000-0000-4000-8000-000000000002"
@@ -83,6 +86,7 @@ def main() -> int:
     args = arguments.parse_args()
     # Whoever stops us wants everything taken down, too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    adopt_orphans()
     # Short: sockets lie below it.
     home = Path(tempfile.mkdtemp(prefix="dk-", dir="/tmp"))
     report, trouble = Report(), []
@@ -110,6 +114,7 @@ def check_all(node: Node, home: Path, args: argparse.Namespace, report: Report) 
     chart = Chart(load(EXAMPLES / "client-example/rendered"))
     metrics_off = Chart(load(EXAMPLES / "metrics-off/rendered"))
     example = Chart(load(EXAMPLES / "sidecar"))
+    report.check("0 the mini-kubelet is strict", lambda: kubelet.is_strict([chart, metrics_off, example]))
     node.add_image(args.image, *chart.images(), *metrics_off.images(), *example.images())
     intruder = home / "intruder.tar"
     images.make(intruder, refusals.INTRUDER_IMAGE, {"/intruder": args.programs / "intruder"}, ["/intruder"])
@@ -170,12 +175,34 @@ def tell_logs(node: Node | None) -> None:
 def take_down(node: Node | None, home: Path) -> list[str]:
     """Whatever is left afterwards is trouble."""
     trouble = node.close() if node else []
+    trouble += never_ending()
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     trouble += [f"{mount} is still mounted" for mount in mounts if mount.startswith(f"{home}/")]
     trouble += [f"process {pid} still uses {home}" for pid in users_of(home)]
     if not trouble:
         shutil.rmtree(home)
     return trouble
+
+
+def adopt_orphans() -> None:
+    """Shims outlive whoever starts them: they shall be ours to wait for, not process 1's."""
+    set_child_subreaper = 36
+    if ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def never_ending() -> list[str]:
+    """Waits for all that was started here or came to us; answers what does not end."""
+    deadline = time.monotonic() + ORPHANS_LIMIT_S
+    while time.monotonic() < deadline:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return []
+        if pid == 0:
+            time.sleep(0.05)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [f"process {pid} is left: {Path(f'/proc/{pid}/comm').read_text().strip()}" for pid in children]
 
 
 def users_of(home: Path) -> list[str]:

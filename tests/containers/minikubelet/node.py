@@ -26,10 +26,15 @@ class Node:
         self._pods: list[RunningPod] = []
         self._started = 0
         self._containerd = Containerd(home, PAUSE_IMAGE)
-        self._runtime = self._containerd.connect()
-        archive = home / "pause.tar"
-        images.make(archive, PAUSE_IMAGE, {"/pause": pause}, ["/pause"])
-        self.add_image(archive, PAUSE_IMAGE)
+        try:
+            self._runtime = self._containerd.connect()
+            archive = home / "pause.tar"
+            images.make(archive, PAUSE_IMAGE, {"/pause": pause}, ["/pause"])
+            self.add_image(archive, PAUSE_IMAGE)
+        except BaseException:
+            # Nobody has this node yet, to close it.
+            self._containerd.stop()
+            raise
 
     def version(self) -> str:
         return self._runtime.version()
