@@ -21,6 +21,8 @@
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
 //! | `hosted` | one domain with its owner and its share of the budget |
+//! | `declared` | the domains of the configuration file |
+//! | [`reload`] | the configuration read once more |
 //! | `streams` | watchers of domains and pipelines of sessions, counted |
 //! | `live` | one attached session: its secret, its peer, its end |
 //! | `reader` | a session as its domain has to wait for it |
@@ -40,6 +42,7 @@ mod budget;
 pub mod config;
 mod crew;
 pub mod daemon;
+mod declared;
 mod fdsock;
 pub mod features;
 mod ghost;
@@ -56,6 +59,7 @@ mod proc;
 mod queue;
 mod reader;
 mod registry;
+pub mod reload;
 mod replay;
 mod rights;
 mod settle;

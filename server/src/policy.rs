@@ -135,6 +135,27 @@ impl Policy {
         ))
     }
 
+    /// Would the kernel hold this peer to its access? False if not, and it may have
+    /// it all the same.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if it may not.
+    pub(crate) fn check_access(&self, peer: &Peer, access: Access) -> Result<bool, Refusal> {
+        let enforced = access == Access::ReadWrite || !peer.can_undo_read_only();
+        if enforced || self.advisory_read_only {
+            return Ok(enforced);
+        }
+        let message = format!(
+            "a read-only grant would not hold against {peer}: it has the daemon's uid, or a capability such as CAP_DAC_OVERRIDE; \
+             the daemon's policy.advisory_read_only would allow it unenforced"
+        );
+        Err(Refusal::because(
+            Code::PermissionDenied,
+            ErrorReason::Unenforceable,
+            message,
+        ))
+    }
+
     /// The rules that let a peer near a domain of this name, there or not.
     pub(crate) fn near<'a>(
         &'a self,
@@ -243,6 +264,15 @@ impl fmt::Display for Roles {
             (true, false) => "driver",
             (false, true) => "device",
             _ => "driver or device",
+        })
+    }
+}
+
+impl fmt::Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fallback::Owner => "owner",
+            Fallback::Deny => "deny",
         })
     }
 }
