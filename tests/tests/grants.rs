@@ -229,7 +229,7 @@ async fn a_read_only_session_sees_everything_and_writes_nothing() {
         .find(|s| s.access() == v1::Access::ReadOnly)
         .unwrap();
     assert!(session.access_enforced);
-    assert_eq!(session.peer.unwrap().uid, ALICE.uid);
+    assert_eq!(session.peer.as_ref().unwrap().uid, ALICE.uid);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

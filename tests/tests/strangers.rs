@@ -556,7 +556,7 @@ async fn sessions_are_shown_as_the_kernel_knows_them() {
         ("domains/d0", v1::Access::ReadWrite)
     );
     assert!(session.access_enforced);
-    let peer = session.peer.unwrap();
+    let peer = session.peer.clone().unwrap();
     assert_eq!(peer.pid.cast_unsigned(), actor.pid());
     assert_eq!(peer.uid, users::own_uid());
     let request = v1::GetSessionRequest { name };
