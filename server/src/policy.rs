@@ -258,6 +258,30 @@ impl fmt::Display for Rule {
     }
 }
 
+impl Rule {
+    /// With whom it selects, which is the operator's to know.
+    pub(crate) fn in_full(&self) -> String {
+        format!("{self} for {}", self.selectors)
+    }
+}
+
+impl fmt::Display for Selectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn list<T: fmt::Display>(key: &str, list: Option<&Vec<T>>) -> Option<String> {
+            let words: Vec<_> = list?.iter().map(ToString::to_string).collect();
+            Some(format!("{key} {}", words.join(", ")))
+        }
+        let lists = [
+            list("uids", self.uids.as_ref()),
+            list("gids", self.gids.as_ref()),
+            list("pod_uids", self.pods.as_ref()),
+            list("units", self.units.as_ref()),
+        ];
+        let lists: Vec<_> = lists.into_iter().flatten().collect();
+        f.write_str(&lists.join(" and "))
+    }
+}
+
 impl fmt::Display for Roles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.driver, self.device) {

@@ -91,7 +91,7 @@ async fn pid_reuse() {
         let pid = victim.pid();
         let held = node.usage("d0").await;
         assert_eq!((held.sessions, held.memories), (1, 1));
-        let before = node.sessions("d0").await[0].peer.expect("a peer");
+        let before = node.sessions("d0").await[0].peer.clone().expect("a peer");
         assert_eq!(before.pid.cast_unsigned(), pid);
 
         let api = node.runtime_dir().api_socket();
@@ -134,7 +134,7 @@ async fn pid_reuse() {
         assert_ne!(own, session);
         let sessions = node.sessions("d0").await;
         assert_eq!(sessions.len(), 1);
-        let after = sessions[0].peer.expect("a peer");
+        let after = sessions[0].peer.clone().expect("a peer");
         assert_eq!(after.pid.cast_unsigned(), successor.pid());
         assert_ne!(after.pidfd_inode, before.pidfd_inode, "another process");
         drop(successor);

@@ -27,6 +27,7 @@ pub use self::domains::DomainError;
 use self::file::File;
 pub use self::rules::RuleError;
 use crate::declared::Declared;
+use crate::policy::Rule;
 pub use crate::policy::{Fallback, Policy};
 use crate::proc;
 use crate::reload::ReloadError;
@@ -245,7 +246,7 @@ impl Config {
             allow_unattested,
             rules,
         } = &self.policy;
-        let rules: Vec<_> = rules.iter().map(ToString::to_string).collect();
+        let rules: Vec<_> = rules.iter().map(Rule::in_full).collect();
         vec![
             setting("limits.region_bytes", size::exact(self.region_bytes)),
             setting("limits.ack_timeout_ms", self.ack_timeout.as_millis()),
