@@ -17,7 +17,9 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::accept::{Acceptor, Seats};
+use crate::budget::Limits;
 use crate::config::Config;
+use crate::declared::{self, Declared};
 use crate::fdsock::FdSocket;
 use crate::features::Features;
 use crate::grpc::{self, Identity, Queues, Services};
@@ -25,9 +27,11 @@ use crate::hosted::now_unix_ms;
 use crate::http::{Http, HttpError, Pages};
 use crate::passed::{Passed, Which};
 use crate::probes::{Probes, Stage};
+use crate::proc;
 use crate::pulse::Pulse;
 use crate::queue::Queue;
 use crate::registry::{Door, Registry};
+use crate::reload::{ReloadError, Reloader};
 use crate::sockets::{Bound, Claim, Served, SocketError};
 use crate::terms::InForce;
 
@@ -45,6 +49,7 @@ const HEALTH_NAMES: [&str; 2] = ["", "domaind.v1.DomainService"];
 pub struct Daemon {
     config: Config,
     registry: Arc<Registry>,
+    reloader: Arc<Reloader>,
     health: HealthReporter,
     stop: CancellationToken,
     /// Each answers which socket it has served.
@@ -71,6 +76,8 @@ pub enum StartError {
     Listen(#[source] io::Error),
     #[error("no randomness for the daemon's instance")]
     Randomness(#[source] io::Error),
+    #[error(transparent)]
+    Domain(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Daemon {
@@ -91,7 +98,8 @@ impl Daemon {
         let features = Features::probe();
         let claim = Claim::take(&config.runtime_dir, config.client_gid, passed)?;
         let stop = CancellationToken::new();
-        let registry = Arc::new(Registry::new(config.region_bytes, scrub_with(&config)));
+        let registry = Arc::new(Registry::new(limits(&config), scrub_with(&config)));
+        declare(&registry, config.domains.clone()).await?;
         let identity = Arc::new(Identity {
             instance: instance().map_err(StartError::Randomness)?,
             start_time_unix_ms: now_unix_ms(),
@@ -113,12 +121,16 @@ impl Daemon {
             &config.runtime_dir.public(),
             Arc::clone(&probes) as Arc<dyn Pages>,
         )?;
+        let terms = InForce::new(config.terms());
+        let reloader = Reloader::new(Arc::clone(&registry), terms.clone(), config.clone());
+        let reloader = Arc::new(reloader);
         let mut daemon = Daemon {
             probes,
             _http: http,
             pulse,
             _beating: AbortOnDropHandle::new(beating),
             registry: Arc::clone(&registry),
+            reloader: Arc::clone(&reloader),
             health: health.clone(),
             stop,
             tasks: JoinSet::new(),
@@ -126,10 +138,10 @@ impl Daemon {
             claim,
             config,
         };
-        let terms = InForce::new(daemon.config.terms());
         let services = Services {
             registry,
             terms: terms.clone(),
+            reloader,
             queues: Queues {
                 large_calls: Queue::of_large_calls(),
                 table_streams: Queue::of_table_streams(),
@@ -155,6 +167,21 @@ impl Daemon {
     #[must_use]
     pub fn pulse(&self) -> Arc<Pulse> {
         Arc::clone(&self.pulse)
+    }
+
+    /// Reads the configuration again and puts into force what can be without a
+    /// restart. What came of it is in the log. Cancelling leaves it to come to its
+    /// end.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; then all is as it was.
+    ///
+    /// # Panics
+    /// If reloading does, which is a bug.
+    pub async fn reload(&self) -> Result<(), ReloadError> {
+        let reloader = Arc::clone(&self.reloader);
+        let reloaded = tokio::task::spawn_blocking(move || reloader.reload().map(drop)).await;
+        reloaded.unwrap_or_else(|panicked| panic!("{panicked}"))
     }
 
     /// Waits until a socket is no longer served, which is a bug, and names it.
@@ -258,6 +285,31 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+/// Makes the domains of the configuration file. It takes long, and whoever has
+/// nothing to connect to yet waits for it.
+async fn declare(registry: &Arc<Registry>, domains: Vec<Declared>) -> Result<(), StartError> {
+    let registry = Arc::clone(registry);
+    let make = move || declared::make_all(&registry, &domains);
+    let made = tokio::task::spawn_blocking(make).await;
+    let made = made.map_err(|panicked| StartError::Domain(Box::new(panicked)))?;
+    made.map_err(|not_made| StartError::Domain(Box::new(not_made)))
+}
+
+fn limits(config: &Config) -> Limits {
+    let limits = Limits::within(config.region_bytes, proc::memory_bytes());
+    let Limits {
+        all_bytes,
+        ordinary_bytes,
+    } = limits;
+    if all_bytes > ordinary_bytes {
+        tracing::warn!(
+            "limits.region_bytes is {all_bytes}, and the memory of this process (machine or cgroup) has room for \
+             {ordinary_bytes} bytes of ordinary pages: more of them than that is refused, huge pages are not"
+        );
+    }
+    limits
 }
 
 fn scrub_with(config: &Config) -> ScrubWith {

@@ -34,7 +34,7 @@ use crate::live::{Live, Wants};
 use crate::metrics::COUNTS;
 use crate::offload::off_worker;
 use crate::peer::Peer;
-use crate::policy::{Policy, Wish};
+use crate::policy::Wish;
 use crate::registry::{Admission, Registry};
 use crate::rights::pass_fds;
 use crate::terms::InForce;
@@ -247,7 +247,7 @@ impl FdSocket {
         let Wish { role, access } = wish;
         let ack_mode = convert::ack_mode(attach.ack_mode)?;
         let Leave { domain, rule } = visitor.to_attach(&self.registry, &id, wish)?;
-        let access_enforced = check_access(&terms.policy, peer, access)?;
+        let access_enforced = terms.policy.check_access(peer, access)?;
         let admission = Admission {
             domain,
             role,
@@ -279,23 +279,6 @@ fn wish(attach: &v1::Attach) -> Result<Wish, Refusal> {
         role: convert::role(attach.role)?,
         access: convert::access(attach.access)?,
     })
-}
-
-/// Would the kernel hold this peer to its access?
-fn check_access(policy: &Policy, peer: &Peer, access: Access) -> Result<bool, Refusal> {
-    let enforced = access == Access::ReadWrite || !peer.can_undo_read_only();
-    if enforced || policy.advisory_read_only {
-        return Ok(enforced);
-    }
-    let message = format!(
-        "a read-only grant would not hold against {peer}: it has the daemon's uid, or a capability such as CAP_DAC_OVERRIDE; \
-         the daemon's policy.advisory_read_only would allow it unenforced"
-    );
-    Err(Refusal::because(
-        Code::PermissionDenied,
-        ErrorReason::Unenforceable,
-        message,
-    ))
 }
 
 /// A session between its admission and its end. Dropping it ends it, too: a

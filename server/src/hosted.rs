@@ -36,7 +36,7 @@ pub(crate) struct Hosted {
     pub(crate) deleted: CancellationToken,
     /// Given back when the last session has let go of the domain. Below `core`,
     /// so that the memory is gone before its bytes count as free.
-    pub(crate) _share: Share,
+    pub(crate) share: Share,
 }
 
 /// Sessions that have just ended. Whoever waits for them waits a little longer:

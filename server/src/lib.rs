@@ -28,6 +28,8 @@
 //! | `accept` | connections, counted per user |
 //! | `registry` | domains and sessions by name |
 //! | `hosted` | one domain with its owner and its share of the budget |
+//! | `declared` | the domains of the configuration file |
+//! | [`reload`] | the configuration read once more |
 //! | `streams` | watchers of domains and pipelines of sessions, counted |
 //! | `live` | one attached session: its secret, its peer, its end |
 //! | `reader` | a session as its domain has to wait for it |
@@ -47,6 +49,7 @@ mod budget;
 pub mod config;
 mod crew;
 pub mod daemon;
+mod declared;
 mod fdsock;
 pub mod features;
 mod ghost;
@@ -69,6 +72,7 @@ pub mod pulse;
 mod queue;
 mod reader;
 mod registry;
+pub mod reload;
 mod replay;
 mod rights;
 pub mod service_manager;

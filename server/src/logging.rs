@@ -1,13 +1,17 @@
 //! Where the daemon's log lines go: standard error, as text or JSON.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use tracing_subscriber::filter::{ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{Log, LogFormat};
+
+/// The levels of this process's log, to be changed.
+static LEVELS: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// Can these levels be read?
 ///
@@ -23,6 +27,7 @@ pub fn check(log: &Log) -> Result<(), ParseError> {
 /// [`ParseError`] if the levels cannot be read.
 pub fn init(log: &Log) -> Result<(), ParseError> {
     let levels: Targets = log.level.parse()?;
+    let (levels, handle) = reload::Layer::new(levels);
     let lines = match log.format {
         LogFormat::Text => fmt::layer()
             .with_writer(std::io::stderr)
@@ -33,10 +38,26 @@ pub fn init(log: &Log) -> Result<(), ParseError> {
     tracing_subscriber::registry()
         .with(lines.with_filter(levels))
         .init();
+    // There is one log in a process, and init() panics the second time.
+    let _ = LEVELS.set(handle);
     std::panic::set_hook(Box::new(|panic| {
         let backtrace = std::backtrace::Backtrace::force_capture();
         tracing::error!(%panic, %backtrace, "a bug: a call panicked");
     }));
+    Ok(())
+}
+
+/// From now on these levels. Does nothing for a process that has a log of its own.
+///
+/// # Errors
+/// [`ParseError`] if the levels cannot be read; they stay then.
+pub fn set_level(log: &Log) -> Result<(), ParseError> {
+    let levels: Targets = log.level.parse()?;
+    if let Some(handle) = LEVELS.get()
+        && let Err(error) = handle.reload(levels)
+    {
+        tracing::error!(%error, "changing the levels of the log");
+    }
     Ok(())
 }
 

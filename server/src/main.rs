@@ -31,7 +31,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or SIGINT
+    /// Serve until SIGTERM or SIGINT; read the configuration again at SIGHUP
     Serve(ConfigArgs),
     /// Read the configuration as `serve` would, and say whether it is sound
     CheckConfig(ConfigArgs),
@@ -124,13 +124,26 @@ fn serve(args: &ConfigArgs) -> anyhow::Result<()> {
         // Before the first socket is there: a stop is never lost.
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        // Would end the process otherwise.
+        let mut hangup = signal(SignalKind::hangup())?;
         let mut daemon = Daemon::start_with(config, passed).await?;
         manager.ready().await;
         let mut attending = manager.attend(daemon.pulse());
-        tokio::select! {
-            socket = daemon.failed() => anyhow::bail!("the daemon no longer serves its {socket} socket"),
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        loop {
+            tokio::select! {
+                socket = daemon.failed() => anyhow::bail!("the daemon no longer serves its {socket} socket"),
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+                _ = hangup.recv() => {
+                    tracing::info!("SIGHUP: reloading");
+                    manager.reloading().await;
+                    // What came of it is in the log.
+                    let _ = daemon.reload().await;
+                    manager.ready().await;
+                    continue;
+                }
+            }
+            break;
         }
         attending.stopping().await;
         daemon.stop().await;

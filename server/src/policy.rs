@@ -135,6 +135,27 @@ impl Policy {
         ))
     }
 
+    /// Would the kernel hold this peer to its access? False if not, and it may have
+    /// it all the same.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` if it may not.
+    pub(crate) fn check_access(&self, peer: &Peer, access: Access) -> Result<bool, Refusal> {
+        let enforced = access == Access::ReadWrite || !peer.can_undo_read_only();
+        if enforced || self.advisory_read_only {
+            return Ok(enforced);
+        }
+        let message = format!(
+            "a read-only grant would not hold against {peer}: it has the daemon's uid, or a capability such as CAP_DAC_OVERRIDE; \
+             the daemon's policy.advisory_read_only would allow it unenforced"
+        );
+        Err(Refusal::because(
+            Code::PermissionDenied,
+            ErrorReason::Unenforceable,
+            message,
+        ))
+    }
+
     /// The rules that let a peer near a domain of this name, there or not.
     pub(crate) fn near<'a>(
         &'a self,
@@ -237,12 +258,45 @@ impl fmt::Display for Rule {
     }
 }
 
+impl Rule {
+    /// With whom it selects, which is the operator's to know.
+    pub(crate) fn in_full(&self) -> String {
+        format!("{self} for {}", self.selectors)
+    }
+}
+
+impl fmt::Display for Selectors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn list<T: fmt::Display>(key: &str, list: Option<&Vec<T>>) -> Option<String> {
+            let words: Vec<_> = list?.iter().map(ToString::to_string).collect();
+            Some(format!("{key} {}", words.join(", ")))
+        }
+        let lists = [
+            list("uids", self.uids.as_ref()),
+            list("gids", self.gids.as_ref()),
+            list("pod_uids", self.pods.as_ref()),
+            list("units", self.units.as_ref()),
+        ];
+        let lists: Vec<_> = lists.into_iter().flatten().collect();
+        f.write_str(&lists.join(" and "))
+    }
+}
+
 impl fmt::Display for Roles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match (self.driver, self.device) {
             (true, false) => "driver",
             (false, true) => "device",
             _ => "driver or device",
+        })
+    }
+}
+
+impl fmt::Display for Fallback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fallback::Owner => "owner",
+            Fallback::Deny => "deny",
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 /// Start time of a process in clock ticks since boot: with the pid it names a
 /// process where pidfds have no inodes.
@@ -66,35 +67,45 @@ pub(crate) fn memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     let machine = info.totalram.saturating_mul(u64::from(info.mem_unit));
     let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    own.lines()
-        .flat_map(limit_files)
-        .filter_map(|file| limit_in(&file))
-        .fold(machine, u64::min)
+    let limit = cgroup_limit(Path::new("/sys/fs/cgroup"), &own);
+    limit.map_or(machine, |limit| limit.min(machine))
 }
 
-/// The limit files along the path of one line of `/proc/self/cgroup`. In a
-/// cgroup namespace the paths start at the container's own cgroup.
-fn limit_files(line: &str) -> Vec<String> {
+/// The smallest limit along the paths of `/proc/self/cgroup`, below where cgroups
+/// are mounted. `None` without any.
+///
+/// In a cgroup namespace a path begins at the container's own cgroup, and so does
+/// what is mounted. Without one the path begins at the machine's root and may not be
+/// there below a mount that begins at the container's cgroup: then the first file
+/// alone is there, and it is ours.
+fn cgroup_limit(mounted_at: &Path, own: &str) -> Option<u64> {
+    let files = own.lines().flat_map(|line| limit_files(mounted_at, line));
+    files.filter_map(|file| limit_in(&file)).min()
+}
+
+/// The limit files along the path of one line.
+fn limit_files(mounted_at: &Path, line: &str) -> Vec<PathBuf> {
     let mut fields = line.splitn(3, ':');
     let (_, Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
         return Vec::new();
     };
-    let (root, name) = match controllers {
-        "" => ("/sys/fs/cgroup", "memory.max"),
-        "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-        _ => return Vec::new(),
+    let is_memory = controllers.split(',').any(|name| name == "memory");
+    let (mut at, name) = match (controllers, is_memory) {
+        ("", _) => (mounted_at.to_owned(), "memory.max"),
+        (_, true) => (mounted_at.join("memory"), "memory.limit_in_bytes"),
+        (_, false) => return Vec::new(),
     };
-    let mut files = vec![format!("{root}/{name}")];
-    let mut at = root.to_owned();
-    for step in path.split('/').filter(|step| !step.is_empty()) {
-        at = format!("{at}/{step}");
-        files.push(format!("{at}/{name}"));
+    let mut files = vec![at.join(name)];
+    let steps = path.split('/').filter(|step| !step.is_empty());
+    for step in steps.filter(|step| *step != "..") {
+        at.push(step);
+        files.push(at.join(name));
     }
     files
 }
 
 /// `None` for "max" and for files that are not there.
-fn limit_in(file: &str) -> Option<u64> {
+fn limit_in(file: &Path) -> Option<u64> {
     fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
@@ -111,14 +122,57 @@ mod tests {
 
     #[test]
     fn the_path_of_a_cgroup_is_walked_from_its_root() {
-        let files = limit_files("4:memory:/kubepods/pod1");
-        assert_eq!(files.len(), 3);
+        let files = |line| limit_files(Path::new("/c"), line);
+        let walked = files("4:memory:/kubepods/pod1");
+        assert_eq!(walked.len(), 3);
         assert_eq!(
-            files[2],
-            "/sys/fs/cgroup/memory/kubepods/pod1/memory.limit_in_bytes"
+            walked[2],
+            Path::new("/c/memory/kubepods/pod1/memory.limit_in_bytes")
         );
-        assert_eq!(limit_files("0::/")[0], "/sys/fs/cgroup/memory.max");
-        assert!(limit_files("2:cpu:/x").is_empty() && limit_files("nonsense").is_empty());
+        assert_eq!(files("0::/")[0], Path::new("/c/memory.max"));
+        assert!(files("2:cpu:/x").is_empty() && files("nonsense").is_empty());
+    }
+
+    /// A cgroup tree of files, as a container sees it.
+    fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, limit) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{limit}\n")).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn the_smallest_limit_on_the_way_counts_in_either_version() {
+        let v2 = tree(&[
+            ("memory.max", "max"),
+            ("a/memory.max", "67108864"),
+            ("a/b/memory.max", "max"),
+        ]);
+        assert_eq!(cgroup_limit(v2.path(), "0::/a/b\n"), Some(64 << 20));
+        assert_eq!(cgroup_limit(v2.path(), "0::/\n"), None);
+        let v1 = tree(&[
+            ("memory/memory.limit_in_bytes", "9223372036854771712"),
+            ("memory/kubepods/memory.limit_in_bytes", "134217728"),
+            ("memory/kubepods/pod1/memory.limit_in_bytes", "67108864"),
+        ]);
+        let hybrid = "9:name=systemd:/\n4:cpu,memory:/kubepods/pod1/c\n0::/\n";
+        assert_eq!(cgroup_limit(v1.path(), hybrid), Some(64 << 20));
+    }
+
+    #[test]
+    fn in_a_container_the_limit_is_at_the_root_of_what_is_mounted() {
+        let v2 = tree(&[("memory.max", "67108864")]);
+        let v1 = tree(&[("memory/memory.limit_in_bytes", "67108864")]);
+        // With a cgroup namespace, and without one.
+        for own in ["0::/\n", "0::/kubepods/pod1/c\n"] {
+            assert_eq!(cgroup_limit(v2.path(), own), Some(64 << 20), "{own}");
+        }
+        for own in ["4:memory:/\n0::/\n", "4:memory:/kubepods/pod1/c\n"] {
+            assert_eq!(cgroup_limit(v1.path(), own), Some(64 << 20), "{own}");
+        }
     }
 
     #[test]

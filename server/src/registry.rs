@@ -12,15 +12,16 @@ use domain_core::domain::{self, Close, InUse, Listener, Quarantined, Settings, U
 use domain_core::layout::{ApertureKind, Layout};
 use domain_core::lease::LeaseTally;
 use domain_core::limits::{DOMAINS, DOMAINS_PER_OWNER};
-use domain_core::region::{Access, RegionError};
+use domain_core::region::{Access, Backing, RegionError};
 use domain_core::session::{Account, JoinError, Joining, Reader, Role, SessionId};
+use domaind_proto::convert;
 use domaind_proto::names::DomainId;
-use domaind_proto::v1::{AckMode, EndReason, ErrorReason, Refusal};
+use domaind_proto::v1::{self, AckMode, EndReason, ErrorReason, Refusal};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
-use crate::budget::{Budget, OverBudget, TableShare};
+use crate::budget::{Budget, Limits, OverBudget, Pages, TableShare};
 use crate::hosted::{Hosted, Parting, now_unix_ms};
 use crate::live::{End, Live, Token, Wants};
 use crate::peer::Peer;
@@ -84,6 +85,28 @@ pub(crate) struct Plan {
     pub(crate) settings: Settings,
     /// Where direct mappings may lie then.
     pub(crate) direct_ranges: Vec<IovaRange>,
+}
+
+impl Plan {
+    /// # Errors
+    /// A refusal of what cannot be a domain.
+    pub(crate) fn new(id: DomainId, spec: &v1::DomainSpec) -> Result<Plan, Refusal> {
+        let settings = convert::settings(spec)?;
+        let layout = convert::layout_spec(spec)?.plan()?;
+        Ok(Plan {
+            id,
+            direct_ranges: settings.restrictions.plan(&layout)?,
+            layout,
+            settings,
+        })
+    }
+
+    fn pages(&self) -> Pages {
+        match self.layout.backing() {
+            Backing::Memfd => Pages::Ordinary,
+            Backing::Hugetlb2M => Pages::Huge,
+        }
+    }
 }
 
 /// What somebody who attaches shall be, checked.
@@ -184,10 +207,10 @@ impl RegionTally {
 }
 
 impl Registry {
-    pub(crate) fn new(region_budget_bytes: u64, scrub_with: ScrubWith) -> Registry {
+    pub(crate) fn new(limits: Limits, scrub_with: ScrubWith) -> Registry {
         Registry {
             tables: RwLock::default(),
-            budget: Budget::new(region_budget_bytes),
+            budget: Budget::new(limits),
             next_session: AtomicU64::new(1),
             users: Users::default(),
             watchers: Watchers::default(),
@@ -199,8 +222,18 @@ impl Registry {
     /// Makes a domain with all its memory. May take long: the kernel allocates
     /// and zeroes every page.
     pub(crate) fn create(&self, owner: Tenant, plan: Plan) -> Result<Arc<Hosted>, CreateError> {
-        self.check_room(owner, &plan.id)?;
-        let share = self.budget.take(plan.layout.region_bytes())?;
+        self.make(owner, plan, false)
+    }
+
+    /// The same for one that stands in the configuration file: it does not count
+    /// among those that its owner may have.
+    pub(crate) fn declare(&self, owner: Tenant, plan: Plan) -> Result<Arc<Hosted>, CreateError> {
+        self.make(owner, plan, true)
+    }
+
+    fn make(&self, owner: Tenant, plan: Plan, declared: bool) -> Result<Arc<Hosted>, CreateError> {
+        self.check_room(owner, &plan.id, declared)?;
+        let share = self.budget.take(plan.layout.region_bytes(), plan.pages())?;
         let (id, scrub_with) = (plan.id.as_str(), self.scrub_with);
         let table = Arc::new(TableShare::new(&self.budget));
         let core = Domain::create_within(id, plan.layout, plan.settings, scrub_with, Some(table))?;
@@ -210,17 +243,17 @@ impl Registry {
             uid: random_hex().map_err(CreateError::Randomness)?,
             id: plan.id,
             owner,
-            declared: false,
+            declared,
             create_time_unix_ms: now_unix_ms(),
             core,
             signal,
             parting: Parting::default(),
             deleted: CancellationToken::new(),
-            _share: share,
+            share,
         });
         // Somebody else may have taken the name or the last place meanwhile.
         let mut tables = self.write();
-        tables.check_room(owner, &hosted.id)?;
+        tables.check_room(owner, &hosted.id, declared)?;
         tables
             .domains
             .insert(hosted.id.clone(), Arc::clone(&hosted));
@@ -229,13 +262,37 @@ impl Registry {
 
     /// Would this domain find its place right now?
     pub(crate) fn check_create(&self, owner: Tenant, plan: &Plan) -> Result<(), CreateError> {
-        self.check_room(owner, &plan.id)?;
-        drop(self.budget.take(plan.layout.region_bytes())?);
+        self.check_room(owner, &plan.id, false)?;
+        drop(self.budget.take(plan.layout.region_bytes(), plan.pages())?);
         Ok(())
     }
 
-    fn check_room(&self, owner: Tenant, id: &DomainId) -> Result<(), CreateError> {
-        self.read().check_room(owner, id)
+    /// Would this one find room if that one were gone?
+    pub(crate) fn check_instead_of(&self, old: &Hosted, plan: &Plan) -> Result<(), CreateError> {
+        let bytes = plan.layout.region_bytes();
+        let budget = &self.budget;
+        Ok(budget.check_instead_of(&old.share, bytes, plan.pages())?)
+    }
+
+    /// From now on these bounds for regions; what is there stays.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        self.budget.set_limits(limits);
+    }
+
+    fn check_room(&self, owner: Tenant, id: &DomainId, declared: bool) -> Result<(), CreateError> {
+        self.read().check_room(owner, id, declared)
+    }
+
+    /// All domains that stand in the configuration file, or did.
+    pub(crate) fn declared(&self) -> Vec<Arc<Hosted>> {
+        let tables = self.read();
+        let domains = tables.domains.values();
+        domains.filter(|domain| domain.declared).cloned().collect()
+    }
+
+    /// All sessions that have not ended.
+    pub(crate) fn all_attached(&self) -> Vec<Arc<Live>> {
+        self.read().sessions.values().cloned().collect()
     }
 
     /// The domain of a name, whoever asks.
@@ -361,8 +418,7 @@ impl Registry {
 
     /// Ends all sessions, telling each of them.
     pub(crate) fn end_all(&self, reason: EndReason) {
-        let sessions: Vec<_> = self.read().sessions.values().cloned().collect();
-        for session in sessions {
+        for session in self.all_attached() {
             session.end.call(reason);
         }
     }
@@ -545,14 +601,14 @@ impl Tables {
         Some(live)
     }
 
-    fn check_room(&self, owner: Tenant, id: &DomainId) -> Result<(), CreateError> {
+    fn check_room(&self, owner: Tenant, id: &DomainId, declared: bool) -> Result<(), CreateError> {
         if self.domains.contains_key(id) {
             return Err(CreateError::Exists { id: id.clone() });
         }
         let owned = self
             .domains
             .values()
-            .filter(|domain| domain.owner == owner)
+            .filter(|domain| !declared && !domain.declared && domain.owner == owner)
             .count();
         let checks = [
             ("a user", DOMAINS_PER_OWNER, owned),

@@ -56,6 +56,26 @@ impl Visitor {
         Ok(visitor)
     }
 
+    /// Would a session that is attached be let in now as what it is?
+    ///
+    /// # Errors
+    /// What it would be told if not.
+    pub(crate) fn check_attached(live: &Live, terms: &Arc<Terms>) -> Result<(), Refusal> {
+        let visitor = Visitor {
+            peer: Arc::clone(&live.peer),
+            door: Door::Public,
+            terms: Arc::clone(terms),
+        };
+        let policy = visitor.policy();
+        policy.check_attested(&live.peer)?;
+        let wish = Wish {
+            role: live.role,
+            access: live.access,
+        };
+        visitor.rule_to_attach(&live.domain, wish)?;
+        policy.check_access(&live.peer, live.access).map(drop)
+    }
+
     /// Whose quotas and answers are touched.
     pub(crate) fn principal(&self) -> Principal {
         Principal {

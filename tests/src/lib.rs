@@ -30,6 +30,7 @@ pub mod knock;
 pub mod namespace;
 pub mod node;
 pub mod pipe;
+pub mod pod;
 pub mod raw;
 pub mod refusal;
 pub mod script;

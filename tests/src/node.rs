@@ -14,7 +14,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::children;
 use crate::refusal::{Refused, answer};
-use crate::users::CLIENT_GID;
+use crate::users::{CLIENT_GID, is_root};
 use crate::wait::{self, DEADLINE};
 
 /// A socket's path is short; `TMPDIR` may not be.
@@ -96,6 +96,57 @@ impl Node {
         let gid = format!("--server-client-gid={CLIENT_GID}");
         let flags: Vec<_> = flags.iter().copied().chain([gid.as_str()]).collect();
         Node::start_in(dir_for_all(), &[], &flags, &[]).await
+    }
+
+    /// A daemon with this configuration file. If root runs the tests, other users may
+    /// connect to it.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    pub async fn told(file: &str) -> Node {
+        let dir = dir_for_all();
+        fs::write(config_path(dir.path()), file).expect("written");
+        let config = format!("--config={}", config_path(dir.path()).display());
+        let gid = format!("--server-client-gid={CLIENT_GID}");
+        let mut flags = vec![config.as_str()];
+        if is_root() {
+            flags.push(&gid);
+        }
+        Node::start_in(dir, &[], &flags, &[]).await
+    }
+
+    /// Changes the file of [`Node::told`], and has the daemon read it again.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    pub async fn reload(&self, file: &str) -> Refused<v1::ReloadConfigResponse> {
+        self.tell(file);
+        let request = v1::ReloadConfigRequest {};
+        answer(self.admin().admin().reload_config(request).await)
+    }
+
+    /// Changes the file of [`Node::told`], and no more.
+    ///
+    /// # Panics
+    /// If the file cannot be written.
+    pub fn tell(&self, file: &str) {
+        fs::write(config_path(self.path()), file).expect("written");
+    }
+
+    /// SIGHUP.
+    pub fn hang_up(&self) {
+        children::signal(self.child.id(), Signal::HUP);
+    }
+
+    /// The audit lines so far: the fields of each.
+    #[must_use]
+    pub fn audit(&self) -> Vec<serde_json::Value> {
+        let log = self.log();
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        let audits = lines.filter(|line: &serde_json::Value| line["target"] == "domaind::audit");
+        audits.map(|line| line["fields"].clone()).collect()
     }
 
     /// A daemon that another command starts, and then becomes: `unshare` and
@@ -471,6 +522,10 @@ pub fn is_poisoned() -> bool {
 #[must_use]
 pub fn scrubbed() -> u8 {
     if is_poisoned() { POISON } else { 0 }
+}
+
+fn config_path(dir: &Path) -> PathBuf {
+    dir.join("domaind.toml")
 }
 
 fn log_path(dir: &Path) -> PathBuf {

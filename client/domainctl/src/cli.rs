@@ -154,6 +154,11 @@ pub(crate) enum Command {
     Health(Health),
     /// Show the daemon itself (operator)
     Info,
+    /// Have the daemon read its configuration again (operator)
+    ///
+    /// Policy, limits, the log's level and the declared domains come into force;
+    /// what needs a restart is said. A file that is not good changes nothing.
+    Reload,
     /// Print the versions of this program and of the daemon
     Version(Version),
     /// Print a completion script for a shell

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::domains::{self, DomainTable};
 use super::rules::RuleTable;
-use super::size::Size;
+use super::sizes::Size;
 use super::{ACK_TIMEOUT_MS, ConfigError, LogFormat, WORKER_THREADS, rules};
+use crate::declared::Declared;
 use crate::http::Listen;
 use crate::policy::{Fallback, Rule};
 
@@ -23,6 +25,10 @@ pub(super) struct File {
     pub(super) limits: LimitsTable,
     pub(super) policy: PolicyTable,
     pub(super) log: LogTable,
+    domains: Vec<DomainTable>,
+    /// What `domains` says, checked.
+    #[serde(skip)]
+    pub(super) declared: Vec<Declared>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -65,7 +71,7 @@ pub(super) struct LogTable {
 }
 
 /// Every key that a file may have; those of a list of tables without a number.
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 39] = [
     "config_version",
     "runtime_dir",
     "poison",
@@ -88,6 +94,23 @@ const KEYS: [&str; 22] = [
     "policy.rules.create",
     "log.format",
     "log.level",
+    "domains.name",
+    "domains.bounce_bytes",
+    "domains.coherent_bytes",
+    "domains.iova_limit",
+    "domains.aperture_base",
+    "domains.granule_bytes",
+    "domains.backing",
+    "domains.scrub",
+    "domains.reserved",
+    "domains.allowed",
+    "domains.owner_uid",
+    "domains.quotas.sessions",
+    "domains.quotas.mappings",
+    "domains.quotas.memories",
+    "domains.quotas.direct",
+    "domains.quotas.leases",
+    "domains.quotas.lease_bytes",
 ];
 
 impl File {
@@ -127,8 +150,14 @@ impl File {
             return Err(ConfigError::WorkerThreads { path, found });
         }
         let written = std::mem::take(&mut file.policy.rules);
-        file.policy.checked =
-            rules::check(written).map_err(|cause| ConfigError::Rule { path, cause })?;
+        let rules = rules::check(written);
+        file.policy.checked = rules.map_err(|cause| ConfigError::Rule {
+            path: path.clone(),
+            cause,
+        })?;
+        let written = std::mem::take(&mut file.domains);
+        let domains = domains::check(written);
+        file.declared = domains.map_err(|cause| ConfigError::Domain { path, cause })?;
         Ok(file)
     }
 }

@@ -3,27 +3,35 @@
 //! format` in the file is `DOMAIND_LOG_FORMAT` and `--log-format`.
 
 mod args;
+mod domains;
 mod file;
 mod rules;
-mod size;
+mod sizes;
 
+use std::fmt;
 use std::io;
 use std::num::NonZero;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use domaind_proto::paths::{RuntimeDir, RuntimeDirError};
+use domaind_proto::size;
 use serde::Deserialize;
 
 pub use self::args::ConfigArgs;
+pub use self::domains::DomainError;
 use self::file::File;
 pub use self::rules::RuleError;
+use crate::declared::Declared;
 use crate::http::{Listen, ListenError};
+use crate::policy::Rule;
 pub use crate::policy::{Fallback, Policy};
 use crate::proc;
+use crate::reload::ReloadError;
 use crate::terms::Terms;
 
 /// Read when `--config` names no other; need not be there.
@@ -63,6 +71,28 @@ pub struct Config {
     pub log: Log,
     /// For tests: what is freed is overwritten with a byte that is not zero.
     pub poison: bool,
+    /// Domains that are there as long as the daemon.
+    pub(crate) domains: Vec<Declared>,
+    /// From where all this is read again; `None` for a daemon that is embedded.
+    source: Option<Source>,
+}
+
+/// What a configuration was made of.
+#[derive(Clone)]
+struct Source(Arc<ConfigArgs>);
+
+impl fmt::Debug for Source {
+    /// Its flags are in the configuration already.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({:?})", self.0.file())
+    }
+}
+
+/// One setting, to be compared and shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    pub(crate) key: &'static str,
+    pub(crate) value: String,
 }
 
 /// What is logged.
@@ -125,6 +155,12 @@ pub enum ConfigError {
         #[source]
         cause: RuleError,
     },
+    #[error("{path:?}")]
+    Domain {
+        path: PathBuf,
+        #[source]
+        cause: DomainError,
+    },
     #[error("{path:?}: config_version is {found}, this daemon reads version 1")]
     Version { path: PathBuf, found: i64 },
     #[error("metrics.listen")]
@@ -186,6 +222,8 @@ impl Config {
                     .unwrap_or_else(|| "info".to_owned()),
             },
             poison: flag(args.poison, file.poison),
+            domains: file.declared,
+            source: None,
         }
     }
 }
@@ -198,6 +236,69 @@ impl Config {
             policy: self.policy.clone(),
             ack_timeout: self.ack_timeout,
         }
+    }
+
+    /// The same settings read once more.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; a daemon that is embedded has none to read.
+    pub(crate) fn read_again(&self) -> Result<Config, ReloadError> {
+        let Source(args) = self.source.as_ref().ok_or(ReloadError::NoSource)?;
+        Ok(args.resolve()?)
+    }
+
+    /// What comes into force while the daemon runs, as long as it is in
+    /// [`take_over`](Config::take_over), too. The domains are compared one by one.
+    pub(crate) fn reloadable(&self) -> Vec<Setting> {
+        let Policy {
+            default,
+            advisory_read_only,
+            allow_unattested,
+            rules,
+        } = &self.policy;
+        let rules: Vec<_> = rules.iter().map(Rule::in_full).collect();
+        vec![
+            setting("limits.region_bytes", size::exact(self.region_bytes)),
+            setting("limits.ack_timeout_ms", self.ack_timeout.as_millis()),
+            setting("policy.default", default),
+            setting("policy.advisory_read_only", advisory_read_only),
+            setting("policy.allow_unattested", allow_unattested),
+            setting("policy.rules", rules.join("; ")),
+            setting("log.level", &self.log.level),
+        ]
+    }
+
+    /// What needs a restart.
+    pub(crate) fn fixed(&self) -> Vec<Setting> {
+        let unset = || "unset".to_owned();
+        let client_gid = self.client_gid.map_or_else(unset, |gid| gid.to_string());
+        vec![
+            setting("runtime_dir", self.runtime_dir.path().display()),
+            setting("server.client_gid", client_gid),
+            setting("server.worker_threads", self.worker_threads),
+            setting("metrics.listen", &self.metrics_listen),
+            setting(
+                "log.format",
+                format!("{:?}", self.log.format).to_lowercase(),
+            ),
+            setting("poison", self.poison),
+        ]
+    }
+
+    /// Takes what comes into force of what was read again; the rest stays.
+    pub(crate) fn take_over(&mut self, new: Config) {
+        self.region_bytes = new.region_bytes;
+        self.ack_timeout = new.ack_timeout;
+        self.policy = new.policy;
+        self.log.level = new.log.level;
+        self.domains = new.domains;
+    }
+}
+
+fn setting(key: &'static str, value: impl fmt::Display) -> Setting {
+    Setting {
+        key,
+        value: value.to_string(),
     }
 }
 
@@ -212,18 +313,27 @@ impl ConfigArgs {
     /// # Errors
     /// [`ConfigError`], naming the file and the key.
     pub fn resolve(&self) -> Result<Config, ConfigError> {
-        let file = match &self.config {
+        let file = match self.file() {
             Some(path) => File::read(path)?,
-            None if Path::new(DEFAULT_FILE).exists() => File::read(Path::new(DEFAULT_FILE))?,
             None => File::default(),
         };
         let asked = self.runtime_dir.as_deref().or(file.runtime_dir.as_deref());
         let runtime_dir = RuntimeDir::resolve(asked)?;
-        let config = Config::merge(runtime_dir, self, file);
+        let config = Config {
+            source: Some(Source(Arc::new(self.clone()))),
+            ..Config::merge(runtime_dir, self, file)
+        };
         config
             .metrics_listen
             .check_is_not_in(&config.runtime_dir.public())?;
         Ok(config)
+    }
+
+    /// The file that is read.
+    fn file(&self) -> Option<&Path> {
+        let default = Path::new(DEFAULT_FILE);
+        let named = self.config.as_deref();
+        named.or_else(|| default.exists().then_some(default))
     }
 }
 

@@ -4,18 +4,24 @@ use std::sync::Arc;
 
 use domaind_proto::convert::count;
 use domaind_proto::paths::RuntimeDir;
-use domaind_proto::v1;
 use domaind_proto::v1::admin_service_server::AdminService;
+use domaind_proto::v1::{self, Refusal};
 use tonic::{Request, Response, Status};
 
+use super::caller::visitor;
 use crate::features::Features;
+use crate::offload::off_worker;
 use crate::proc;
 use crate::registry::Registry;
+use crate::reload::Reloader;
+use crate::terms::InForce;
 
 #[derive(Debug)]
 pub(crate) struct Admin {
     pub(crate) registry: Arc<Registry>,
     pub(crate) identity: Arc<Identity>,
+    pub(crate) terms: InForce,
+    pub(crate) reloader: Arc<Reloader>,
 }
 
 /// What stays the same for one run of the daemon.
@@ -71,5 +77,15 @@ impl AdminService for Admin {
             leases: totals.leases.count as u64,
             lease_bytes: totals.leases.bytes,
         }))
+    }
+
+    async fn reload_config(
+        &self,
+        request: Request<v1::ReloadConfigRequest>,
+    ) -> Result<Response<v1::ReloadConfigResponse>, Status> {
+        visitor(&request, &self.terms)?;
+        let reloader = Arc::clone(&self.reloader);
+        let reloaded = off_worker(move || reloader.reload()).await?;
+        Ok(Response::new(reloaded.map_err(Refusal::from)?.into()))
     }
 }

@@ -190,12 +190,5 @@ fn delete(
 
 fn plan(request: &v1::CreateDomainRequest) -> Result<Plan, Refusal> {
     let spec = request.spec.clone().unwrap_or_default();
-    let settings = convert::settings(&spec)?;
-    let layout = convert::layout_spec(&spec)?.plan()?;
-    Ok(Plan {
-        id: DomainId::new(&request.domain_id)?,
-        direct_ranges: settings.restrictions.plan(&layout)?,
-        layout,
-        settings,
-    })
+    Plan::new(DomainId::new(&request.domain_id)?, &spec)
 }

@@ -49,6 +49,7 @@ use self::sessions::Sessions;
 use self::underway::UnderWayLayer;
 use crate::accept::{Acceptor, Connection};
 use crate::registry::{Door, Registry};
+use crate::reload::Reloader;
 use crate::terms::InForce;
 
 /// Calls of one connection that may run at a time.
@@ -79,6 +80,7 @@ const ACCEPTED_AHEAD: usize = 16;
 pub(crate) struct Services {
     pub(crate) registry: Arc<Registry>,
     pub(crate) terms: InForce,
+    pub(crate) reloader: Arc<Reloader>,
     pub(crate) queues: Queues,
     pub(crate) identity: Arc<Identity>,
     pub(crate) health: HealthReporter,
@@ -132,6 +134,7 @@ fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::ser
     let Services {
         registry,
         terms,
+        reloader,
         queues,
         identity,
         health,
@@ -159,7 +162,7 @@ fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::ser
     routes.add_service(
         SessionServiceServer::new(Sessions {
             registry: Arc::clone(&registry),
-            terms,
+            terms: terms.clone(),
         })
         .max_decoding_message_size(REQUEST_BYTES)
         .max_encoding_message_size(RESPONSE_BYTES),
@@ -169,8 +172,13 @@ fn routes(services: Services, door: Door, stop: CancellationToken) -> tonic::ser
     ));
     if door == Door::Admin {
         routes.add_service(
-            AdminServiceServer::new(Admin { registry, identity })
-                .max_decoding_message_size(REQUEST_BYTES),
+            AdminServiceServer::new(Admin {
+                registry,
+                identity,
+                terms,
+                reloader,
+            })
+            .max_decoding_message_size(REQUEST_BYTES),
         );
         routes.add_service(reflection(tonic_reflection::server::Builder::build_v1));
         routes.add_service(reflection(tonic_reflection::server::Builder::build_v1alpha));

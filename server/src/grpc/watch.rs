@@ -364,6 +364,7 @@ impl Stream for Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Limits;
     use crate::registry::{Door, Plan, Principal, Registry};
     use crate::tenant::Tenant;
     use domain_core::alloc::AllocRequest;
@@ -395,7 +396,7 @@ mod tests {
 
     impl Scene {
         fn new() -> Scene {
-            let registry = Registry::new(1 << 30, ScrubWith::Zero);
+            let registry = Registry::new(Limits::within(1 << 30, 2 << 30), ScrubWith::Zero);
             let layout = LayoutSpec {
                 bounce_bytes: 0,
                 coherent_bytes: PAGES * PAGE,

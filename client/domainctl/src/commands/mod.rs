@@ -12,6 +12,7 @@ mod health;
 mod info;
 mod map;
 mod pages;
+mod reload;
 mod reset_bounce;
 mod set_map;
 mod target;
@@ -68,6 +69,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Failu
         Command::Lookup(args) => translate::lookup(args, context).await,
         Command::Health(args) => health::run(args, context).await,
         Command::Info => info::run(context).await,
+        Command::Reload => reload::run(context).await,
         Command::Version(args) => version::run(args, context).await,
         Command::Completion(args) => completion::run(&args, context),
         Command::Demo(_) | Command::Bench(_) | Command::DemoDriver(_) | Command::DemoDevice(_) => {

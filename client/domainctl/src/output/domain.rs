@@ -6,7 +6,7 @@ use domaind_proto::v1;
 use serde::Serialize;
 
 use super::list::{Row, rows};
-use super::{Sheet, Style, View, bare, leases, wire_range, word};
+use super::{Sheet, Style, View, bare, leases, wire_range, word, yes_no};
 use crate::range::hex;
 use crate::time::{age, utc};
 use domaind_proto::size::{exact, human};
@@ -125,7 +125,8 @@ fn identity(sheet: &mut Sheet, domain: &v1::Domain, style: &Style) {
     sheet
         .value("Name", bare(&domain.name))
         .value("Uid", &domain.uid)
-        .value("Owner", format!("uid {}", domain.owner_uid))
+        .value("Owner", owner(domain))
+        .value("Declared", yes_no(domain.declared))
         .value(
             "Created",
             format!("{} ({} ago)", utc(created), age(created, style.now_ms)),
@@ -135,6 +136,14 @@ fn identity(sheet: &mut Sheet, domain: &v1::Domain, style: &Style) {
         .value("Backing", backing(domain))
         .value("Scrub", scrub(domain))
         .value("Generation", domain.generation);
+}
+
+fn owner(domain: &v1::Domain) -> String {
+    let uid = domain.owner_uid;
+    match domain.owner_pod_uid.as_str() {
+        "" => format!("uid {uid}"),
+        pod => format!("uid {uid} of pod {pod}"),
+    }
 }
 
 fn apertures(sheet: &mut Sheet, domain: &v1::Domain) {

@@ -10,6 +10,7 @@ mod mapping;
 mod memory;
 mod name;
 mod printer;
+mod reload;
 mod session;
 mod table;
 mod verdict;
