@@ -314,7 +314,10 @@ async fn a_half_gives_up_after_its_wait_and_says_for_what() {
     let device = stage.device(&node, &line).end();
     for (output, what) in [
         (driver, "no device has taken seat 0 within 300ms (--wait)"),
-        (device, "no driver has a seat free in domains/d within 300ms (--wait)"),
+        (
+            device,
+            "no driver has a seat free in domains/d within 300ms (--wait)",
+        ),
     ] {
         assert_eq!(output.code, 5, "{output:?}");
         assert!(output.stderr.contains(what), "{output:?}");
