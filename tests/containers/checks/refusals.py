@@ -13,6 +13,7 @@ BOUND, BOUND_USER, BOUND_POD = "bound", 20_011, "0c000000-0000-4000-8000-0000000
 OTHER_POD = "0c000000-0000-4000-8000-000000000002"
 STRANGER, STRANGER_POD = 20_021, "0c000000-0000-4000-8000-000000000003"
 WRONG_ROLE_POD = "0c000000-0000-4000-8000-000000000004"
+LATE_POD = "0c000000-0000-4000-8000-000000000006"
 INTRUDER_POD = "0c000000-0000-4000-8000-000000000005"
 INTRUDER_IMAGE = "localhost/intruder:1"
 DENIED = 4
@@ -52,6 +53,27 @@ def wrong_role(stage: Stage) -> str:
     )
     expect(str(rule["rule"]) in said, f"it does not name the rule {rule['rule']}: {said}")
     return said
+
+
+def reload_lets_in(stage: Stage) -> str:
+    """A rule that is added to the ConfigMap counts after a reload, and nobody notices else."""
+    rule = f'\n[[policy.rules]]\nname = "late"\nuids = [{STRANGER}]\ndomains = ["{stage.domain}"]\nroles = ["device"]\n'
+    stage.chart.edit_config(lambda text: text + rule)
+    stage.node.apply(stage.chart.manifests)
+    # Till the kubelet gets to it nothing has changed.
+    refused(stage, attempt(stage, "early", stage.domain, "device", STRANGER, STRANGER_POD), stage.domain)
+    stage.daemon.volumes.update()
+    code, said = stage.ctl("reload")
+    expect(code == 0, f"domainctl reload: {code}: {said}")
+    pod = attempt(stage, "late", stage.domain, "device", STRANGER, LATE_POD)
+    code, log = until_ended(pod, "device")
+    stage.node.stop(pod)
+    # The only seat is taken: it attaches, and waits in vain.
+    expect(code == 5 and f"attached to domains/{stage.domain}" in log, f"{code}: {log}")
+    expect(stage.audit(event="attach", result="granted", pod_uid=LATE_POD, rule="late") != [], "no audit line")
+    for client, name in ((stage.driver, "driver"), (stage.device, "device")):
+        expect("lost: " not in client.log(name), client.log(name))
+    return f'refused before, by rule "late" after it: {" ".join(said.split())}'
 
 
 def anonymous(text: str, domain: str) -> str:
