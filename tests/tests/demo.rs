@@ -503,7 +503,7 @@ async fn attached(dir: &Path, devices: usize) -> (u32, Vec<u32>) {
             let pids = |role| -> Vec<u32> {
                 let of_role = sessions.iter().filter(|session| session.role() == role);
                 of_role
-                    .filter_map(|session| u32::try_from(session.peer?.pid).ok())
+                    .filter_map(|session| u32::try_from(session.peer.as_ref()?.pid).ok())
                     .collect()
             };
             let (drivers, found) = (pids(v1::Role::Driver), pids(v1::Role::Device));
