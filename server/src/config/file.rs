@@ -153,11 +153,14 @@ impl File {
         let rules = rules::check(written);
         file.policy.checked = rules.map_err(|cause| ConfigError::Rule {
             path: path.clone(),
-            cause,
+            cause: Box::new(cause),
         })?;
         let written = std::mem::take(&mut file.domains);
         let domains = domains::check(written);
-        file.declared = domains.map_err(|cause| ConfigError::Domain { path, cause })?;
+        file.declared = domains.map_err(|cause| ConfigError::Domain {
+            path,
+            cause: Box::new(cause),
+        })?;
         Ok(file)
     }
 }
@@ -194,7 +197,7 @@ fn is_known(key: &str) -> bool {
             .strip_prefix(key)
             .is_some_and(|rest| rest.starts_with('.'))
     };
-    KEYS.contains(&key) || KEYS.iter().any(|known| is_above(&known))
+    KEYS.contains(&key) || KEYS.iter().any(is_above)
 }
 
 fn nearest(key: &str) -> &'static str {

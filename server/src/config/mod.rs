@@ -153,13 +153,13 @@ pub enum ConfigError {
     Rule {
         path: PathBuf,
         #[source]
-        cause: RuleError,
+        cause: Box<RuleError>,
     },
     #[error("{path:?}")]
     Domain {
         path: PathBuf,
         #[source]
-        cause: DomainError,
+        cause: Box<DomainError>,
     },
     #[error("{path:?}: config_version is {found}, this daemon reads version 1")]
     Version { path: PathBuf, found: i64 },

@@ -9,9 +9,9 @@ use domaind_proto::v1::{ErrorReason, Refusal};
 use tonic::{Code, Request};
 
 use crate::accept::Caller;
+use crate::audit::{self, Decision, Event, Outcome};
 use crate::hosted::Hosted;
 use crate::live::{Live, Token};
-use crate::metrics::COUNTS;
 use crate::peer::Peer;
 use crate::registry::{Missing, Registry};
 use crate::replay::{Fingerprint, Repeatable, Turn};
@@ -21,7 +21,19 @@ use crate::visitor::{Need, Visitor};
 
 /// Who makes the request, without a session.
 pub(crate) fn visitor<T>(request: &Request<T>, terms: &InForce) -> Result<Visitor, Refusal> {
-    Visitor::new(caller(request), terms.get()).inspect_err(|refusal| COUNTS.denied(refusal))
+    let caller = caller(request);
+    Visitor::new(caller, terms.get()).inspect_err(|refusal| turned_away(&caller.peer, refusal))
+}
+
+/// Somebody who is nobody, or not who its token says.
+fn turned_away(peer: &Peer, refusal: &Refusal) {
+    audit::record(&Decision {
+        event: Event::Call,
+        peer,
+        domain: None,
+        wish: None,
+        outcome: Outcome::Denied(refusal),
+    });
 }
 
 /// The session that the request is made for. Its policy was asked when it was
@@ -39,7 +51,7 @@ pub(crate) fn session<T>(
         }
         Err(refusal)
     });
-    found.inspect_err(|refusal| COUNTS.denied(refusal))
+    found.inspect_err(|refusal| turned_away(peer, refusal))
 }
 
 fn session_of<T>(
