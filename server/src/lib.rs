@@ -7,6 +7,7 @@
 //! | [`daemon`] | one running daemon: starts everything, stops everything |
 //! | [`config`] | what it was told: flags, environment, file, defaults |
 //! | [`features`] | what the kernel offers |
+//! | [`version`] | which build this is |
 //! | [`logging`] | where its log lines go |
 //! | [`prepare_dir`] | the runtime directory, made by root for a daemon without rights |
 //! | [`passed`] | sockets that a service manager has bound for us |
@@ -82,6 +83,7 @@ mod sockets;
 mod streams;
 mod tenant;
 mod terms;
+pub mod version;
 mod visitor;
 
 pub use config::Config;

@@ -11,6 +11,7 @@ use domaind_server::config::{ConfigArgs, DEFAULT_CONFIG};
 use domaind_server::passed::Passed;
 use domaind_server::prepare_dir::{Owners, prepare};
 use domaind_server::service_manager::ServiceManager;
+use domaind_server::version::{self, VERSION};
 use domaind_server::{Daemon, logging};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,6 +61,9 @@ struct PrepareArgs {
 }
 
 fn main() -> ExitCode {
+    if let Some(commit) = option_env!("DOMAIND_COMMIT") {
+        version::built_from(commit);
+    }
     let Cli { serve, command } = Cli::parse();
     match run(command.unwrap_or(Command::Serve(serve))) {
         Ok(()) => ExitCode::SUCCESS,
@@ -86,7 +90,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Version => {
-            println!("domaind {}", env!("CARGO_PKG_VERSION"));
+            let commit = version::commit().map(|commit| format!(" ({commit})"));
+            println!("domaind {VERSION}{}", commit.unwrap_or_default());
             Ok(())
         }
     }

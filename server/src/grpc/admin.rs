@@ -15,6 +15,7 @@ use crate::proc;
 use crate::registry::Registry;
 use crate::reload::Reloader;
 use crate::terms::InForce;
+use crate::version::VERSION;
 
 #[derive(Debug)]
 pub(crate) struct Admin {
@@ -47,7 +48,7 @@ impl AdminService for Admin {
             pidfd_inode,
         } = self.identity.features;
         Ok(Response::new(v1::Info {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             instance: self.identity.instance.clone(),
             pid: std::process::id(),
             start_time_unix_ms: self.identity.start_time_unix_ms,

@@ -16,6 +16,7 @@ use super::histogram::Snapshot;
 use super::process::Process;
 use super::{COUNTS, Counter, REASONS, methods};
 use crate::registry::{Registry, Stock};
+use crate::version::{VERSION, commit};
 
 const SERVICE: &str = "domaind.v1.MappingService";
 /// Operations on mappings, each with the methods that do it.
@@ -138,8 +139,8 @@ impl Out<'_> {
     fn build(&mut self) -> fmt::Result {
         let help = "The version of domaind, and the commit that it was built from.";
         let labels = [
-            ("version", env!("CARGO_PKG_VERSION")),
-            ("commit", option_env!("DOMAIND_COMMIT").unwrap_or("unknown")),
+            ("version", VERSION),
+            ("commit", commit().unwrap_or("unknown")),
         ];
         self.family(MetricType::Info, "domaind_build", help)?
             .encode_info(&labels)
