@@ -51,6 +51,8 @@ NOT_SHOWN = {
     "DRAINING": "comes with draining and hand-over",
     "NOT_ACKNOWLEDGED": "needs a session that does not listen: tests/tests/live.rs",
     "INVALIDATING": "needs a session that does not listen: tests/tests/live.rs",
+    "NOT_ALLOWED": "needs a policy: tests/tests/policy.rs",
+    "CONFIG_REFUSED": "needs a configuration file that is wrong: tests/tests/policy.rs",
     "MEMORY_NOT_SHAREABLE": "needs memory that the daemon may not read",
     "BUG": "a bug",
 }
