@@ -87,7 +87,7 @@ def check_sbom(text):
     for name in ("protox", "tonic-prost-build", "proptest", "serde_derive", "domaind-tests"):
         if name in names:
             sys.exit(f"sbom.cdx.json lists {name}, which is not linked")
-    print(f"ok: sbom.cdx.json is CycloneDX 1.5 and lists {len(document["components"])} parts, each with its dependencies")
+    print(f"ok: sbom.cdx.json is CycloneDX 1.5 and lists {len(document['components'])} parts, each with its dependencies")
 
 
 def same(what, found, expected):
