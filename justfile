@@ -19,3 +19,14 @@ demo FILE="Cargo.lock":
 # format the sources
 fmt:
     cargo fmt --all
+
+# static programs and the container image
+image:
+    deploy/image
+
+# what runs on a node: chart, metrics, systemd, containers (the last two as root)
+node:
+    tests/chart.sh
+    tests/metrics.sh
+    tests/systemd.sh
+    tests/containers.sh
