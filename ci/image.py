@@ -37,6 +37,9 @@ def main(archive):
     files = contents(layer)
     for name in ("usr/bin/domaind", "usr/bin/domainctl"):
         same(f"{name} begins", files[name][:4], b"\x7fELF")
+    commit = told["Labels"]["org.opencontainers.image.revision"]
+    if commit.encode() not in files["usr/bin/domaind"]:
+        sys.exit(f"domaind does not know that it was built from {commit}")
     print(f"ok: {len(files)} files and nothing else, all of them root's: {', '.join(sorted(files))}")
 
     check_sbom(files["usr/share/doc/domaind/sbom.cdx.json"].decode())

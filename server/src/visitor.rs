@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use domain_core::session::SessionId;
 use domaind_proto::names::DomainId;
 use domaind_proto::v1::Refusal;
 
@@ -102,7 +103,16 @@ impl Visitor {
     /// that says whose it is.
     fn stands_as_owner(&self, domain: &Hosted) -> bool {
         self.tenant() == domain.owner
-            && (domain.declared || self.policy().lets_create(&self.peer, &domain.id))
+            && match domain.declared {
+                true => !self.may_only_look_like_us(),
+                false => self.policy().lets_create(&self.peer, &domain.id),
+            }
+    }
+
+    /// Of our uid, and nobody can tell where: in uid mode a pod may run as any uid,
+    /// and ours is a common one. What is declared for us is not for it.
+    fn may_only_look_like_us(&self) -> bool {
+        !self.peer.is_attested() && self.peer.uid() == rustix::process::geteuid().as_raw()
     }
 
     /// May it know that this domain is there?
@@ -214,6 +224,14 @@ impl Visitor {
         }
     }
 
+    /// A session, attached or ended, of a domain that it may see.
+    ///
+    /// # Errors
+    /// `NOT_FOUND`, also of one that it may not know to be there.
+    pub(crate) fn session(&self, registry: &Registry, id: SessionId) -> Result<Arc<Live>, Refusal> {
+        self.seen(registry.session(id), id)
+    }
+
     /// A session that has not ended, of a domain that it may manage.
     ///
     /// # Errors
@@ -221,15 +239,26 @@ impl Visitor {
     pub(crate) fn session_to_end(
         &self,
         registry: &Registry,
-        session: domain_core::session::SessionId,
+        id: SessionId,
     ) -> Result<Arc<Live>, Refusal> {
-        let live = registry.attached(self, session)?;
+        let live = self.seen(registry.attached(id), id)?;
         if self.may_manage(&live.domain) {
             return Ok(live);
         }
-        let id = &live.domain.id;
-        let refusal = self.policy().no_managing(&self.peer, id);
-        self.denied(Event::Call, Some(id), &refusal);
+        let domain = &live.domain.id;
+        let refusal = self.policy().no_managing(&self.peer, domain);
+        self.denied(Event::Call, Some(domain), &refusal);
+        Err(refusal)
+    }
+
+    fn seen(&self, found: Option<Arc<Live>>, id: SessionId) -> Result<Arc<Live>, Refusal> {
+        let missing = || Refusal::from(Missing::Session(id));
+        let live = found.ok_or_else(missing)?;
+        if self.may_see(&live.domain) {
+            return Ok(live);
+        }
+        let refusal = missing();
+        self.denied(Event::Call, Some(&live.domain.id), &refusal);
         Err(refusal)
     }
 
@@ -241,5 +270,63 @@ impl Visitor {
             wish: None,
             outcome: Outcome::Denied(refusal),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use domain_core::aperture::ScrubWith;
+    use domaind_proto::v1;
+
+    use super::*;
+    use crate::budget::Limits;
+    use crate::placement::Placement;
+    use crate::registry::Plan;
+
+    const MIB: u64 = 1 << 20;
+
+    fn visitor(uid: u32, placement: Option<Placement>) -> Visitor {
+        let policy = Policy {
+            allow_unattested: true,
+            ..Policy::default()
+        };
+        Visitor {
+            peer: Arc::new(Peer::pretending(uid, uid, placement)),
+            door: Door::Public,
+            terms: Arc::new(Terms {
+                policy,
+                ack_timeout: Duration::from_secs(1),
+            }),
+        }
+    }
+
+    fn declared(owner_uid: u32) -> Arc<Hosted> {
+        let limits = Limits {
+            all_bytes: 4 * MIB,
+            ordinary_bytes: 4 * MIB,
+        };
+        let spec = v1::DomainSpec {
+            bounce_bytes: Some(MIB),
+            coherent_bytes: Some(0),
+            ..v1::DomainSpec::default()
+        };
+        let plan = Plan::new(DomainId::new("d0").unwrap(), &spec).unwrap();
+        let registry = Registry::new(limits, ScrubWith::Zero);
+        registry.declare(Tenant::user(owner_uid), plan).unwrap()
+    }
+
+    #[test]
+    fn a_uid_like_ours_of_somebody_who_cannot_be_placed_owns_nothing_that_is_declared() {
+        let own_uid = rustix::process::geteuid().as_raw();
+        let known = Some(Placement::default());
+        let ours = declared(own_uid);
+        assert!(visitor(own_uid, known.clone()).may_manage(&ours));
+        assert!(!visitor(own_uid, None).may_see(&ours));
+        // Whom the file names is meant, in uid mode, too.
+        let theirs = declared(own_uid + 4711);
+        assert!(visitor(own_uid + 4711, None).may_manage(&theirs));
+        assert!(!visitor(own_uid, known).may_see(&theirs));
     }
 }

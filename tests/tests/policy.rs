@@ -433,3 +433,39 @@ async fn a_rule_by_group_lets_in_its_members() {
     node.reload(&file).await.unwrap();
     not_allowed(actor(&node).ask(&attach("d0", DEVICE, RW)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_has_no_session_and_who_asks_for_a_foreign_one_is_written_down() {
+    let node = Node::told("").await;
+    let client = node.client().await;
+    let mapping = client.mappings().map(v1::MapRequest::default()).await;
+    mapping.expect_err("it acts for no session");
+    let line = audited(&node, "call");
+    assert_eq!(
+        (&line["result"], &line["reason"]),
+        (&"denied".into(), &"NO_SESSION".into())
+    );
+    assert_eq!(line["uid"], users::own_uid());
+
+    if !users::is_root() {
+        eprintln!("not shown: only root can be two users");
+        return;
+    }
+    node.domain("d0").await;
+    let mut driver = Actor::start(&node);
+    let session = driver.attach("d0", DRIVER);
+    let mut stranger = Actor::start_as(&node, ALICE);
+    let verdicts = names(&mut stranger, "d0", &session);
+    let got = verdicts.iter().find(|verdict| verdict.call == "GetSession");
+    let got = got.expect("it was tried");
+    assert!(got.is(Code::NotFound, Reason::NoSuchSession), "{got:?}");
+    let lines = node.audit();
+    let about = lines
+        .iter()
+        .find(|line| line["reason"] == "NO_SUCH_SESSION");
+    let about = about.expect("that it is there and hidden is written down");
+    assert_eq!(
+        (&about["domain"], &about["uid"]),
+        (&"d0".into(), &ALICE.uid.into())
+    );
+}

@@ -113,6 +113,6 @@ impl Sessions {
     }
 
     fn find(&self, who: &Visitor, name: &str) -> Result<Arc<Live>, Refusal> {
-        Ok(self.registry.session(who, parse_session(name)?)?)
+        who.session(&self.registry, parse_session(name)?)
     }
 }
